@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "basic/macro.h"
+
+/* What vmunitd and vmunit-exec, the VMM's parent, say to each other. */
+
+/* 0. What vmunit-launch starts it with: these fds, then the VMM's own, and `vmunit-exec PROGRAM CONSOLE-LOG-MAX N-VMM-FDS`.
+ *    ARGV is a file of the VMM's NUL-terminated arguments. The first five stand in the order of HELPER_FD_*. */
+enum { EXEC_FD_CONTROL = 3, EXEC_FD_EXEC, EXEC_FD_EXIT, EXEC_FD_CONSOLE_LOG, EXEC_FD_LAST_OUTPUT, EXEC_FD_ARGV, EXEC_FD_VMM };
+
+/* 1. The control socket (SEQPACKET pair made by the daemon). Daemon to helper: one byte a message. End of file before GO
+ *    makes the helper exit, and with it the VMM's process. After GO the helper no longer cares for the daemon. */
+enum { EXEC_FORK = 'f', EXEC_GO = 'g' };
+
+/* Helper to daemon */
+typedef enum ExecEventType {
+        EXEC_FORKED = 1,        /* pid; the VMM's pidfd comes along. It has not executed anything yet. */
+        EXEC_DONE,              /* execve(2) succeeded */
+        EXEC_FAILED,            /* error: negative errno of what failed; stage says what */
+} ExecEventType;
+
+typedef struct ExecEvent {
+        uint32_t type;
+        int32_t pid;
+        int32_t error;
+        char stage[20];         /* "execve", "clone", … NUL-terminated */
+} ExecEvent;
+
+/* 2. The listening socket `exec` (SEQPACKET, 0600, root's), made by the daemon: one request a connection. */
+typedef enum ExecRequestType {
+        EXEC_REQUEST_CONSOLE = 1, /* answer: int32 0 and one end of a stream socket pair that reads and writes the port */
+} ExecRequestType;
+
+typedef struct ExecRequest {
+        uint32_t type;
+} ExecRequest;
+
+/* 3. The file `exit`: this record, written once when the VMM has ended. */
+#define EXIT_RECORD_MAGIC UINT32_C(0x766d7578)
+typedef struct ExitRecord {
+        uint32_t magic;
+        int32_t status;         /* as wait(2) gives it */
+} ExitRecord;
+
+/* 4. The files `console.log` and `last-output`: rings that keep the newest bytes; byte k of all ever written stands at offset
+ *    k % size behind the header. The header is written after the data, and once before them if they overwrite old bytes,
+ *    with their number in `pending`. So bytes max(0, total + pending - size) up to total are good, as the header stood
+ *    after they were read (docs/architecture.md). */
+#define RING_MAGIC UINT32_C(0x766d7572)
+typedef struct RingHeader {
+        uint32_t magic;
+        uint32_t pending;       /* bytes behind `total` that may be half written */
+        uint64_t size;          /* of the ring behind the header */
+        uint64_t total;         /* bytes ever written */
+} RingHeader;
+
+#define LAST_OUTPUT_MAX (64U * 1024U)

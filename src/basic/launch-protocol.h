@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "basic/conf.h"
+
+/* What vmunitd and vmunit-launch say to each other: /run/vmunit-launch.sock (SEQPACKET, root's), one request a connection,
+ * fixed structs of the same machine, checked on both sides. */
+
+#define LAUNCH_SOCKET "/run/vmunit-launch.sock"
+#define LAUNCH_MAGIC UINT32_C(0x766d7530) /* "vmu0"; changes with the format */
+#define LAUNCH_MESSAGE_MAX (160U * 1024U)
+#define LAUNCH_HEAD_MAX 108U /* a disk image's header */
+
+typedef enum LaunchType { LAUNCH_OPEN = 1, LAUNCH_START, LAUNCH_PROBE } LaunchType;
+
+typedef struct LaunchHeader {
+        uint32_t magic, type;
+        uint32_t size;          /* of the whole datagram */
+        uint32_t reserved;      /* 0 */
+} LaunchHeader;
+
+/* OPEN: a path as an owner sees it. Answer: OpenReply and, on success, the fd. */
+enum {
+        LAUNCH_OPEN_WRITE = 1 << 0,
+        LAUNCH_OPEN_DIRECTORY = 1 << 1,
+        _LAUNCH_OPEN_ALL = LAUNCH_OPEN_WRITE | LAUNCH_OPEN_DIRECTORY,
+};
+
+typedef struct OpenRequest {
+        LaunchHeader header;
+        uint32_t uid, flags;
+        char path[];            /* absolute, NUL-terminated, < PATH_MAX */
+} OpenRequest;
+
+typedef struct OpenReply {
+        LaunchHeader header;
+        int32_t error;          /* negative errno or 0; -EISDIR, -ENOTDIR, -ESPIPE: a FIFO, -ENXIO: a socket, -ENOTBLK: a
+                                 * character device, -EBUSY: too many opens of this owner hang */
+        uint32_t mode;          /* st_mode, as the opener saw it */
+        uint64_t size;
+        uint32_t head_size;     /* bytes in head: what the file begins with, read by who opened it */
+        uint8_t head[LAUNCH_HEAD_MAX];
+} OpenReply;
+
+/* START: a helper with these fds, in this order, then the VMM's own, which the VMM gets as 3, 4, 5…. Answer: StartReply and the
+ * helper's pidfd. The helper lives until the daemon says `go` only as long as the daemon holds its end of the control
+ * socket; it is reaped only after the daemon has closed the connection to the launcher. */
+enum { HELPER_FD_CONTROL, HELPER_FD_EXEC, HELPER_FD_EXIT, HELPER_FD_CONSOLE_LOG, HELPER_FD_LAST_OUTPUT, _HELPER_FD_MAX };
+
+typedef struct StartRequest {
+        LaunchHeader header;
+        uint32_t program;       /* Program */
+        uint32_t n_fds;         /* the VMM's own */
+        uint64_t console_log_max;
+        uint32_t argv_size;     /* NUL-terminated strings; [0] is the VMM's name, the program itself is the launcher's to choose */
+        uint32_t reserved;
+        char argv[];
+} StartRequest;
+
+typedef struct StartReply {
+        LaunchHeader header;
+        int32_t error;
+        int32_t pid;            /* in the launcher's PID namespace, which is the host's */
+} StartReply;
+
+/* PROBE: is the program there, which version; are the devices usable. Answer: ProbeReply. */
+typedef struct ProbeRequest {
+        LaunchHeader header;
+        uint32_t program;       /* Program */
+        uint32_t want_version;  /* 0: path and devices alone, which is fast */
+} ProbeRequest;
+
+typedef struct ProbeReply {
+        LaunchHeader header;
+        int32_t error;          /* -ENOENT: not found, -EACCES …, -ETIMEDOUT: --version did not end */
+        int32_t kvm_error, vhost_vsock_error; /* 0: /dev/kvm, /dev/vhost-vsock open read-write */
+        uint32_t reserved;
+        uint64_t mtime_usec;
+        char path[512];
+        char version[256];      /* first line of what --version printed, control characters replaced */
+} ProbeReply;

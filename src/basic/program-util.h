@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include <limits.h>
+#include <sys/stat.h>
+
+#include "basic/conf.h"
+
+/* Where a program is, without symbolic links. -EPERM unless its file and all directories above are root's alone to change. */
+int program_find(const Config *config, uint32_t program, char ret_path[static PATH_MAX], struct stat *ret_st);
+
+/* The first line that `path --version` prints, run without any right, bounded in time and size. -ETIMEDOUT */
+int program_version(const char *path, char *ret, size_t size);

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+
+#include "basic/fault.h"
+#include "basic/log.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "core/vm-private.h"
+
+/* Pause, Resume, Reset, Reboot: one call to the VMM each. A reboot waits for the guest as long as a stop would. */
+
+#define DEATH_SHOWS_USEC (500 * USEC_PER_MSEC)
+
+/* Ends the VM's job if it is such a call. */
+static void call_finish(VM *vm, const char *error_name, const char *message, bool canceled) {
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+        Job *j = vm->job;
+
+        vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
+        if (error_name)
+                sd_bus_error_setf(&e, error_name, "%s: %s", vm->rec.name, message);
+        job_finish(j, error_name ? &e : NULL, canceled);
+}
+
+static bool is_call(const Job *j) {
+        return j && (j->call == CALL_PAUSE || j->call == CALL_RESUME || j->call == CALL_RESET || j->call == CALL_REBOOT);
+}
+
+void call_end(VM *vm, const char *error_name, const char *message) {
+        if (!is_call(vm->job))
+                return;
+        if (vm->job->call == CALL_REBOOT && vm->vmm)
+                vm->ops->reboot_cancel(vm->vmm);
+        call_finish(vm, error_name, message, streq(error_name, VMUNIT_ERROR_CANCELED));
+}
+
+/* What the VMM has confirmed; its event may have told it already. */
+static void call_show(VM *vm, VMCall call) {
+        if (call == CALL_PAUSE && vm->rec.state == VM_RUNNING)
+                (void) vm_transition(vm, TRANSITION_PAUSED, INTENT_KEEP, "The guest is paused");
+        else if (call == CALL_RESUME && vm->rec.state == VM_PAUSED)
+                (void) vm_transition(vm, TRANSITION_RESUMED, INTENT_KEEP, "The guest goes on");
+        else if (call == CALL_REBOOT)
+                vm_add_event(vm, "rebooted", NULL, "The guest was rebooted");
+}
+
+static int on_still_alive(sd_event_source *source, uint64_t usec, void *userdata) {
+        call_finish(userdata, VMUNIT_ERROR_BACKEND_FAILED, "the connection to its VMM was lost", false);
+        return 0;
+}
+
+/* A process that dies closes its sockets first: its death, which says more, is given a moment to show. */
+static void call_disconnected(VM *vm) {
+        vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
+        if (sd_event_add_time_relative(vm->manager->event, &vm->call_timer, CLOCK_MONOTONIC, DEATH_SHOWS_USEC, 0, on_still_alive,
+                                       vm) < 0)
+                on_still_alive(NULL, 0, vm);
+}
+
+static void on_reply(void *userdata, int error, const char *message) {
+        VM *vm = userdata;
+        int r;
+
+        /* Overtaken, or the VMM's death will tell */
+        if (!is_call(vm->job) || error == -ECANCELED)
+                return;
+
+        r = FAULT_POINT_NAMED("call", vm_call_to_string(vm->job->call), "after", vm_leader_pid(vm));
+        if (r != 0 && error == 0)
+                error = r;
+        if (error == -EPIPE)
+                call_disconnected(vm);
+        else if (error == -ETIMEDOUT)
+                call_finish(vm, VMUNIT_ERROR_TIMEOUT, "its VMM did not answer in time", false);
+        else if (error < 0)
+                call_finish(vm, VMUNIT_ERROR_BACKEND_FAILED, message ?: strerror(-error), false);
+        else if (error == 0) {
+                call_show(vm, vm->job->call);
+                call_finish(vm, NULL, NULL, false);
+        }
+}
+
+static int on_reboot_timeout(sd_event_source *source, uint64_t usec, void *userdata) {
+        VM *vm = userdata;
+
+        if (vm->vmm)
+                vm->ops->reboot_cancel(vm->vmm);
+        if (vm->job) /* the cancelling may have told it */
+                call_finish(vm, VMUNIT_ERROR_TIMEOUT, "the guest did not shut down in time, so it runs on", false);
+        return 0;
+}
+
+static int reboot_begin(VM *vm) {
+        uint64_t timeout = vm->definition->stop_timeout_usec;
+        int r;
+
+        if (timeout != USEC_INFINITY) {
+                r = sd_event_add_time_relative(vm->manager->event, &vm->call_timer, CLOCK_MONOTONIC, timeout, 0,
+                                               on_reboot_timeout, vm);
+                if (r < 0)
+                        return r;
+        }
+        r = vm->ops->reboot(vm->vmm, on_reply, vm);
+        if (r < 0)
+                vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
+        return r;
+}
+
+#ifdef FAULT_INJECTION
+static void list_calls(fault_list_cb cb) {
+        static const VMCall calls[] = { CALL_PAUSE, CALL_RESUME, CALL_RESET, CALL_REBOOT };
+        static const char *const when[] = { "before", "waiting", "after" };
+
+        for (size_t i = 0; i < ELEMENTSOF(calls); i++)
+                for (size_t k = 0; k < ELEMENTSOF(when); k++) {
+                        char name[64];
+
+                        snprintf(name, sizeof(name), "call.%s.%s", vm_call_to_string(calls[i]), when[k]);
+                        cb(name, FAULT_VMM | (k != 1 ? FAULT_FAILS | FAULT_HANGS : 0));
+                }
+}
+
+FAULT_TABLE(fault_calls, list_calls);
+#endif
+
+static int call_send(VM *vm) {
+        switch (vm->job->call) {
+        case CALL_PAUSE:
+                job_set_stage(vm->job, "pause", -1);
+                return vm->ops->pause(vm->vmm, on_reply, vm);
+        case CALL_RESUME:
+                job_set_stage(vm->job, "resume", -1);
+                return vm->ops->resume(vm->vmm, on_reply, vm);
+        case CALL_RESET:
+                job_set_stage(vm->job, "reset", -1);
+                return vm->ops->reset(vm->vmm, on_reply, vm);
+        case CALL_REBOOT:
+                job_set_stage(vm->job, "power-button", -1);
+                return reboot_begin(vm);
+        default:
+                return -EINVAL;
+        }
+}
+
+int call_begin(VM *vm) {
+        int r;
+
+        if (!vm_is_connected(vm))
+                return -ENOTCONN;
+
+        r = FAULT_POINT_NAMED("call", vm_call_to_string(vm->job->call), "before", vm_leader_pid(vm));
+        if (r != 0)
+                return r;
+        r = call_send(vm);
+        (void) FAULT_POINT_NAMED("call", vm_call_to_string(vm->job->call), "waiting", vm_leader_pid(vm));
+        return r;
+}

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
+#include <time.h>
+
+#include "basic/fault.h"
+#include "basic/log.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "core/job.h"
+#include "core/manager.h"
+#include "core/message-ids.h"
+#include "core/vm-private.h"
+
+static uint64_t monotonic_now(void) {
+        struct timespec ts;
+
+        clock_gettime(CLOCK_MONOTONIC, &ts);
+        return (uint64_t) ts.tv_sec * USEC_PER_SEC + (uint64_t) ts.tv_nsec / 1000;
+}
+
+int job_new(VM *vm, VMCall call, uid_t caller, Job **ret) {
+        Manager *m = vm->manager;
+        Job *j;
+        int r;
+
+        j = new(Job, 1);
+        if (!j)
+                return -ENOMEM;
+        *j = (Job) {
+                .vm = vm,
+                .call = call,
+                .stage = "queued",
+                .progress = -1,
+                .started_usec = now_realtime(),
+                .stage_usec = monotonic_now(),
+                .caller = caller,
+                .cancelable = call == CALL_START,
+        };
+
+        r = FAULT_POINT("job.number", FAULT_FAILS, 0);
+        if (r >= 0)
+                r = store_next_number(m->store, "job", &j->id);
+        if (r < 0) {
+                free(j);
+                return r;
+        }
+
+        vm->job = j;
+        if (m->observer)
+                m->observer->job_added(m->observer_userdata, j);
+        vm_emit_changed(vm, "Job", NULL);
+        *ret = j;
+        return 0;
+}
+
+int waiter_add(Waiter **list, done_cb cb, void *userdata) {
+        Waiter *w;
+
+        if (!cb)
+                return 0;
+        w = new(Waiter, 1);
+        if (!w)
+                return -ENOMEM;
+        *w = (Waiter) { .cb = cb, .userdata = userdata, .next = *list };
+        *list = w;
+        return 0;
+}
+
+void waiters_tell(Waiter **list, const sd_bus_error *error) {
+        Waiter *l = TAKE_PTR(*list);
+
+        while (l) {
+                Waiter *w = l;
+
+                l = w->next;
+                w->cb(w->userdata, error);
+                free(w);
+        }
+}
+
+int job_add_waiter(Job *j, done_cb cb, void *userdata) {
+        return waiter_add(&j->waiters, cb, userdata);
+}
+
+static void log_stage(Job *j, const char *name, uint64_t usec) {
+        _cleanup_free_ char *stage = NULL, *duration = NULL, *job = NULL, *operation = NULL;
+
+        stage = strjoinf("STAGE=%s", name);
+        duration = strjoinf("DURATION_USEC=%" PRIu64, usec);
+        job = strjoinf("VMUNIT_JOB=%" PRIu32, j->id);
+        operation = strjoinf("VMUNIT_OPERATION=%s", vm_call_to_string(j->call));
+        if (stage && duration && job && operation) /* read by `vmunit blame` */
+                vm_log_fields(j->vm, LOG_DEBUG | LOG_ALWAYS, MESSAGE_VM_STAGE,
+                              (const char *[]) { stage, duration, job, operation, NULL }, "%s: %s took %.1f ms",
+                              vm_call_to_string(j->call), name, (double) usec / 1000);
+}
+
+static void job_log_stages(Job *j) {
+        for (size_t i = 0; i < j->n_past; i++)
+                log_stage(j, j->past[i].stage, j->past[i].usec);
+        j->n_past = 0;
+}
+
+/* Logged together at the end, for the messages would take longer than some stages. */
+static void job_end_stage(Job *j) {
+        uint64_t now = monotonic_now();
+
+        if (j->n_past == ELEMENTSOF(j->past))
+                job_log_stages(j);
+        j->past[j->n_past++] = (JobStage) { j->stage, now - j->stage_usec };
+        j->stage_usec = now;
+}
+
+void job_set_stage(Job *j, const char *stage, double progress) {
+        Manager *m = j->vm->manager;
+
+        if (!streq(j->stage, "queued"))
+                job_end_stage(j);
+        j->stage = stage;
+        j->progress = progress;
+        if (m->observer)
+                m->observer->job_changed(m->observer_userdata, j);
+}
+
+void job_finish(Job *j, const sd_bus_error *error, bool canceled) {
+        VM *vm = j->vm;
+        Manager *m = vm->manager;
+
+        if (!streq(j->stage, "queued"))
+                job_end_stage(j);
+        vm->job = NULL;
+        waiters_tell(&j->waiters, error);
+        vm_emit_changed(vm, "Job", NULL);
+        if (m->observer)
+                m->observer->job_removed(m->observer_userdata, j, canceled ? "canceled" : error ? "failed" : "done");
+        job_log_stages(j);
+        free(j);
+}
+
+int job_cancel(Job *j, sd_bus_error *error) {
+        if (!j->cancelable)
+                return sd_bus_error_setf(error, VMUNIT_ERROR_INVALID_STATE,
+                                         "%s: a %s can't be canceled; Stop or Kill end the VM", j->vm->rec.name,
+                                         vm_call_to_string(j->call));
+        return start_cancel(j->vm, CALL_STOP, false, NULL, NULL);
+}

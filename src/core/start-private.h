@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "core/vm-private.h"
+
+/* A start is a transaction: a list of steps, each with the undo of all that it may have made, which is safe to run when it has
+ * made nothing. A step gives STEP_DONE, STEP_WAITS (start_continue() goes on) or a negative errno with s->error set. After a
+ * failure the undos run in reverse, then the run is ended: processes, scope, slice and files in /run. */
+
+enum { STEP_DONE = 0, STEP_WAITS = 1 };
+
+typedef struct OpenContext {
+        Start *start;
+        size_t index;
+        LaunchCall *call;
+        int fd;
+} OpenContext;
+
+struct Start {
+        VM *vm;
+        unsigned step;
+        bool failing;                   /* rolling back */
+        bool was_error;                 /* the state that was before */
+        bool canceled;
+        VMCall canceled_by;
+        bool keep_intent;               /* by a Stop after which it is to run again */
+        Waiter *cancel_waiters;
+        sd_bus_error error;
+        sd_event_source *kick, *deadline;
+
+        LaunchPlan *plan;
+        bool kvm;
+        LaunchCall *probe;
+        OpenContext *opens;             /* one a file of the plan */
+        size_t n_files, n_pending;
+        int api_fd, exec_fd, control_fd, exit_fd, console_fd, output_fd;
+        Helper *helper;
+        SystemdCall *call;
+        char *description, *slice_description;
+        bool vmm_forked, invocation_known, executed, connected, booted;
+        bool asked_again;               /* for the InvocationID, which PID 1 had not answered */
+        bool scope_pending;             /* PID 1 has been asked for the scope and has not made it yet */
+        bool again, cleared;            /* what was in the way of the scope is cleared, then it begins anew; it was */
+};
+
+typedef struct Step {
+        const char *name;
+        int (*act)(Start *s);
+        void (*undo)(Start *s);
+        bool waits;             /* most often its act gives STEP_WAITS */
+} Step;
+
+#define START_STEP_FORK 5       /* the one that makes the VMM's process */
+
+extern const Step start_steps[];
+extern const unsigned n_start_steps;
+
+/* Goes on with the next step; for what a step waited for. */
+void start_continue(Start *s);
+/* Rolls back, with s->error set by one of those below. They give r back, and keep the first error. */
+void start_fail(Start *s);
+int start_error(Start *s, int r, const char *name, const char *format, ...) _printf_(4, 5);
+int start_errno(Start *s, int r, const char *what);
+/* Both: an asynchronous part has failed. */
+void start_failed(Start *s, int r, const char *what);
+
+/* Undos that a start which goes well needs as well */
+void start_undo_files(Start *s);
+void start_undo_open(Start *s);
+void start_undo_launch(Start *s);
+/* After the undos: what the run has made is ended. */
+void start_end_run(Start *s);

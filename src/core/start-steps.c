@@ -1,0 +1,532 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+#include <sys/socket.h>
+
+#include "basic/fault.h"
+#include "basic/fd-util.h"
+#include "basic/fs-util.h"
+#include "basic/pidfd-util.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "core/start-private.h"
+#include "vmm/disk-check.h"
+
+/* The steps of a start and their undos, in their order. */
+
+#define LAUNCHER_TIMEOUT_USEC (5 * USEC_PER_SEC)
+
+/* clear: what is left of the last run */
+
+static int step_clear(Start *s) {
+        VM *vm = s->vm;
+        int r;
+
+        if (!vm->run) {
+                if (vm->clean && !vm->slice_left)
+                        return STEP_DONE;
+                r = run_new(vm->manager->event, vm->manager->systemd, &vm_run_handler, vm, &vm->run);
+                if (r < 0)
+                        return start_errno(s, r, "can't clear what is left of the last run");
+                vm->run->scope = vm->scope;
+                vm->run->slice = vm->slice;
+                vm->run->run_dir = vm->run_dir;
+                vm->run->status_told = true;
+        }
+        run_end(vm->run);
+        return STEP_WAITS;
+}
+
+/* files: directories, logs and listening sockets, all made by the daemon */
+
+static int create_in(const char *dir, const char *name) {
+        _cleanup_free_ char *path = strjoinf("%s/%s", dir, name);
+
+        return path ? create_fresh(path) : -ENOMEM;
+}
+
+static int listen_in(const char *dir, const char *name, int type) {
+        _cleanup_free_ char *path = strjoinf("%s/%s", dir, name);
+
+        return path ? unix_listen(path, type) : -ENOMEM;
+}
+
+static int make_files(Start *s) {
+        VM *vm = s->vm;
+        int r;
+
+        r = rm_rf(vm->run_dir);
+        if (r >= 0)
+                r = mkdir_ok(vm->run_dir, 0700);
+        if (r >= 0)
+                r = mkdir_ok(vm->state_dir, 0700);
+        if (r >= 0)
+                r = s->exit_fd = create_in(vm->run_dir, "exit");
+        if (r >= 0)
+                r = s->console_fd = create_in(vm->state_dir, "console.log");
+        if (r >= 0)
+                r = s->output_fd = create_in(vm->state_dir, "last-output");
+        if (r >= 0)
+                r = s->api_fd = listen_in(vm->run_dir, vm->ops->socket, SOCK_STREAM);
+        if (r >= 0)
+                r = s->exec_fd = listen_in(vm->run_dir, "exec", SOCK_SEQPACKET);
+        return r < 0 ? start_errno(s, r, "can't make its files") : STEP_DONE;
+}
+
+static int ask_launcher(Start *s);
+
+/* The launcher has something to do meanwhile. */
+static int step_files(Start *s) {
+        int r = ask_launcher(s);
+
+        return r < 0 ? r : make_files(s);
+}
+
+void start_undo_files(Start *s) {
+        int *fds[] = { &s->exit_fd, &s->console_fd, &s->output_fd, &s->api_fd, &s->exec_fd, &s->control_fd };
+
+        for (size_t i = 0; i < ELEMENTSOF(fds); i++)
+                *fds[i] = safe_close(*fds[i]);
+}
+
+static void undo_asked_and_files(Start *s) {
+        start_undo_open(s);
+        start_undo_files(s);
+}
+
+/* open: the files of the definition and the state of the devices, all at once */
+
+static int make_plan(Start *s) {
+        VM *vm = s->vm;
+        LaunchParams p = {
+                .definition = vm->definition,
+                .name = vm->rec.name,
+                .id = vm->rec.id,
+                .kvm = s->kvm,
+        };
+
+        s->plan = launch_plan_free(s->plan);
+        return vm->ops->plan(&p, &s->plan);
+}
+
+static bool wants_kvm(const Start *s) {
+        Accel accel = s->vm->definition->accel;
+
+        return accel == ACCEL_KVM || (accel == ACCEL_AUTO && s->vm->manager->kvm);
+}
+
+static int open_finished(Start *s) {
+        int r;
+
+        if (s->vm->definition->accel == ACCEL_KVM && !s->vm->manager->kvm)
+                return start_error(s, -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
+                                   "accel: /dev/kvm can't be opened here; \"tcg\" runs without it, slowly");
+        s->kvm = wants_kvm(s);
+        r = make_plan(s); /* once more, for accel may be known better now */
+        if (r < 0)
+                return start_errno(s, r, "can't make the VMM's command line");
+        return 0;
+}
+
+static void open_one_less(Start *s) {
+        int r;
+
+        if (--s->n_pending > 0 || s->failing)
+                return;
+        r = open_finished(s);
+        if (r < 0)
+                start_fail(s);
+        else
+                start_continue(s);
+}
+
+static void on_probed(void *userdata, int error, const ProbeReply *reply) {
+        Start *s = userdata;
+        VM *vm = s->vm;
+
+        s->probe = launch_call_free(s->probe);
+        manager_set_probed(vm->manager, vm->ops->backend, error, reply);
+        if (error < 0) {
+                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_UNAVAILABLE, "%s can't be used: %s",
+                                   vm_backend_title(vm), vm->manager->backends[vm->ops->backend].reason);
+                start_fail(s);
+                return;
+        }
+        open_one_less(s);
+}
+
+/* A disk's own header must not lead to other files, for the VMM would open them with its own rights. */
+static int check_disk(Start *s, size_t i, const OpenReply *reply) {
+        const LaunchFile *f = &s->plan->files[i];
+        unsigned index;
+
+        if (sscanf(f->key, "disks[%u].path", &index) != 1)
+                return 0;
+        return disk_check(s->vm->definition, index, reply->mode, reply->head, reply->head_size, &s->error);
+}
+
+static void on_opened(void *userdata, int error, int fd, const OpenReply *reply) {
+        OpenContext *c = userdata;
+        Start *s = c->start;
+        const LaunchFile *f = &s->plan->files[c->index];
+
+        c->call = launch_call_free(c->call);
+        c->fd = fd;
+        if (error < 0) {
+                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't open %s: %s", f->key, f->path,
+                                   error == -EPIPE ? "the launcher has died" : strerror(-error));
+                start_fail(s);
+                return;
+        }
+        if (check_disk(s, c->index, reply) < 0) {
+                start_fail(s);
+                return;
+        }
+        open_one_less(s);
+}
+
+static int open_file(Start *s, size_t i) {
+        const LaunchFile *f = &s->plan->files[i];
+
+        return launch_open(s->vm->manager->event, f->path, s->vm->rec.owner, f->writable ? LAUNCH_OPEN_WRITE : 0,
+                           LAUNCHER_TIMEOUT_USEC, on_opened, &s->opens[i], &s->opens[i].call);
+}
+
+static int ask_launcher(Start *s) {
+        VM *vm = s->vm;
+        int r;
+
+        s->kvm = wants_kvm(s);
+        r = make_plan(s);
+        if (r < 0)
+                return start_errno(s, r, "can't make the VMM's command line");
+
+        s->opens = new(OpenContext, s->plan->n_files + 1);
+        if (!s->opens)
+                return start_errno(s, -ENOMEM, "can't start");
+        s->n_files = s->plan->n_files;
+        for (size_t i = 0; i < s->n_files; i++)
+                s->opens[i] = (OpenContext) { .start = s, .index = i, .fd = -EBADF };
+
+        s->n_pending = s->n_files + 1;
+        r = launch_probe(vm->manager->event, vm->ops->program, false, LAUNCHER_TIMEOUT_USEC, on_probed, s, &s->probe);
+        for (size_t i = 0; r >= 0 && i < s->n_files; i++)
+                r = open_file(s, i);
+        if (r < 0)
+                return start_error(s, r, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
+                                   "can't reach the launcher: %s; see systemctl status vmunit-launch.socket", strerror(-r));
+        return 0;
+}
+
+/* Its answers come from the loop, so none is there yet. */
+static int step_open(Start *s) {
+        return STEP_WAITS;
+}
+
+void start_undo_open(Start *s) {
+        s->probe = launch_call_free(s->probe);
+        for (size_t i = 0; i < s->n_files; i++) {
+                s->opens[i].call = launch_call_free(s->opens[i].call);
+                s->opens[i].fd = safe_close(s->opens[i].fd);
+        }
+}
+
+/* launch: the helper, which waits for us */
+
+static void on_helper_event(void *userdata, const ExecEvent *ev, int pidfd, int error);
+
+static void on_launched(void *userdata, int error, pid_t pid, int pidfd) {
+        Start *s = userdata;
+        int r;
+
+        if (error < 0) {
+                start_failed(s, error, error == -EPIPE ? "the launcher has died" : "the launcher can't start the VMM's parent");
+                return;
+        }
+        r = run_set_helper(s->vm->run, pid, pidfd);
+        s->control_fd = safe_close(s->control_fd);
+        if (r < 0)
+                start_failed(s, r, "can't watch the VMM's parent");
+        else
+                start_continue(s);
+}
+
+static int step_launch(Start *s) {
+        VM *vm = s->vm;
+        Manager *m = vm->manager;
+        int vmm_fds[SCM_FDS_MAX];
+        int r;
+
+        if (s->n_files + 1 > SCM_FDS_MAX - _HELPER_FD_MAX)
+                return start_error(s, -E2BIG, VMUNIT_ERROR_NOT_SUPPORTED, "disks: too many files for one VMM");
+
+        r = run_new(m->event, m->systemd, &vm_run_handler, vm, &vm->run);
+        if (r < 0)
+                return start_errno(s, r, "can't start");
+        vm->run->scope = vm->scope;
+        vm->run->slice = vm->slice;
+        vm->run->run_dir = vm->run_dir;
+
+        r = helper_new(m->event, on_helper_event, s, &s->helper, &s->control_fd);
+        if (r < 0)
+                return start_errno(s, r, "can't start the VMM's parent");
+
+        const int helper_fds[_HELPER_FD_MAX] = {
+                [HELPER_FD_CONTROL] = s->control_fd,
+                [HELPER_FD_EXEC] = s->exec_fd,
+                [HELPER_FD_EXIT] = s->exit_fd,
+                [HELPER_FD_CONSOLE_LOG] = s->console_fd,
+                [HELPER_FD_LAST_OUTPUT] = s->output_fd,
+        };
+        vmm_fds[0] = s->api_fd;
+        for (size_t i = 0; i < s->n_files; i++)
+                vmm_fds[i + 1] = s->opens[i].fd;
+        r = launch_start(m->event, vm->ops->program, s->plan->argv, helper_fds, vmm_fds, s->n_files + 1,
+                         m->config->console_log_max, LAUNCHER_TIMEOUT_USEC, on_launched, s, &vm->run->launch);
+        if (r < 0)
+                return start_error(s, r, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
+                                   "can't reach the launcher: %s; see systemctl status vmunit-launch.socket", strerror(-r));
+        return STEP_WAITS;
+}
+
+void start_undo_launch(Start *s) {
+        s->helper = helper_free(s->helper); /* without GO the helper exits, and its child with it */
+}
+
+/* scope: from here on systemd tracks it */
+
+static int append_resources(sd_bus_message *m, void *userdata) {
+        VM *vm = userdata;
+
+        return resources_append(&vm->definition->resources, m);
+}
+
+static void on_scope(void *userdata, const sd_bus_error *error) {
+        Start *s = userdata;
+
+        s->call = systemd_call_free(s->call);
+        s->scope_pending = false;
+        if (s->failing) {
+                start_end_run(s);
+                return;
+        }
+        if (error) {
+                /* A unit of this name that this daemon has not made, or a reload of PID 1 has taken the process from the job. */
+                s->again = !s->cleared && (sd_bus_error_has_name(error, "org.freedesktop.systemd1.UnitExists") ||
+                                           (sd_bus_error_has_name(error, VMUNIT_ERROR_BACKEND_FAILED) &&
+                                            !pidfd_dead(s->vm->run->helper_pidfd)));
+                (void) start_error(s, -EIO, VMUNIT_ERROR_BACKEND_FAILED, "systemd does not start its scope: %s",
+                                   error->message ?: error->name);
+                start_fail(s);
+                return;
+        }
+        start_continue(s);
+}
+
+static int step_scope(Start *s) {
+        VM *vm = s->vm;
+        Run *run = vm->run;
+        uint64_t stop = vm->definition->stop_timeout_usec;
+        int r;
+
+        if (run->helper_dead)
+                return start_error(s, -ESRCH, VMUNIT_ERROR_BACKEND_FAILED, "the VMM's parent died before it got a scope");
+
+        s->description = strjoinf("Virtual machine %s", vm->rec.name);
+        s->slice_description = strjoinf("Slice of virtual machine %s", vm->rec.name);
+        if (!s->description || !s->slice_description)
+                return start_errno(s, -ENOMEM, "can't start");
+
+        run->in_scope = true; /* or so it may be: the undo asks PID 1 */
+        ScopeParams p = {
+                .scope = vm->scope,
+                .slice = vm->slice,
+                .description = s->description,
+                .slice_description = s->slice_description,
+                .pid = run->helper_pid,
+                .pidfd = run->helper_pidfd,
+                .timeout_stop_usec = stop == USEC_INFINITY ? USEC_INFINITY : stop + 10 * USEC_PER_SEC,
+                .make_slice = !vm->slice_left,
+                .append_slice = append_resources,
+                .append_userdata = vm,
+        };
+        r = systemd_start_scope(vm->manager->systemd, &p, on_scope, s, &s->call);
+        if (r < 0)
+                return start_errno(s, r, "can't ask systemd for a scope");
+        s->scope_pending = true;
+        return STEP_WAITS;
+}
+
+static void undo_scope(Start *s) {
+        if (!s->scope_pending)
+                s->call = systemd_call_free(s->call);
+}
+
+/* fork: the VMM's process, in the scope, which waits for us */
+
+static void fork_part_done(Start *s) {
+        if (s->vmm_forked && s->invocation_known)
+                start_continue(s);
+}
+
+static void on_invocation(void *userdata, const char *value, const sd_bus_error *error) {
+        Start *s = userdata;
+
+        s->call = systemd_call_free(s->call);
+        if (!value && !s->asked_again) { /* PID 1 has executed itself anew meanwhile */
+                s->asked_again = true;
+                if (systemd_get(s->vm->run->systemd, s->vm->run->scope, "Unit", "InvocationID", on_invocation, s, &s->call) >= 0)
+                        return;
+        }
+        snprintf(s->vm->run->invocation_id, sizeof(s->vm->run->invocation_id), "%s", strempty(value));
+        s->invocation_known = true;
+        fork_part_done(s);
+}
+
+static int step_fork(Start *s) {
+        Run *run = s->vm->run;
+        int r;
+
+        /* A zombie gives a job that is done as well. */
+        if (run->helper_dead || run_check_cgroup(run, run->helper_pid) < 0)
+                return start_error(s, -ESRCH, VMUNIT_ERROR_BACKEND_FAILED, "the VMM's parent did not live to be in its scope");
+
+        r = run_set_in_scope(run);
+        if (r >= 0)
+                r = helper_fork(s->helper);
+        if (r >= 0)
+                r = systemd_get(run->systemd, run->scope, "Unit", "InvocationID", on_invocation, s, &s->call);
+        return r < 0 ? start_errno(s, r, "can't start the VMM's process") : STEP_WAITS;
+}
+
+/* exec: the VMM itself */
+
+static int open_usage(VM *vm) {
+        Store *st = vm->manager->store;
+        int r;
+
+        r = store_begin(st);
+        if (r < 0)
+                return r;
+        r = store_close_usage(st, vm->rec.id, now_realtime()); /* should a crash have left one open */
+        if (r >= 0)
+                r = store_open_usage(st, &vm->rec, now_realtime(), vm->manager->boot_id, vm->run->invocation_id);
+        if (r >= 0)
+                r = store_commit(st);
+        if (r < 0)
+                store_rollback(st);
+        return r;
+}
+
+static int step_exec(Start *s) {
+        VM *vm = s->vm;
+        Run *run = vm->run;
+        int r;
+
+        r = run_check_cgroup(run, run->pid);
+        if (r < 0)
+                return start_errno(s, r, "the VMM's process is not in its scope");
+        (void) snprintf(run->backend, sizeof(run->backend), "%s", backend_to_string(vm->ops->backend));
+        r = FAULT_POINT("start.run-file", FAULT_FAILS | FAULT_VMM, run->pid);
+        if (r >= 0)
+                r = run_write_file(run, vm->manager->boot_id);
+        if (r < 0)
+                return start_errno(s, r, "can't write what the daemon has to know after a restart");
+        r = FAULT_POINT("start.usage", FAULT_FAILS | FAULT_VMM, run->pid);
+        if (r >= 0)
+                r = open_usage(vm);
+        if (r < 0)
+                return start_errno(s, r, "can't write the database in /var/lib/vmunit");
+        r = FAULT_POINT("start.go", FAULT_FAILS | FAULT_VMM, run->pid);
+        if (r >= 0)
+                r = helper_go(s->helper);
+        return r < 0 ? start_errno(s, r, "can't start the VMM's process") : STEP_WAITS;
+}
+
+static void on_helper_event(void *userdata, const ExecEvent *ev, int pidfd, int error) {
+        Start *s = userdata;
+        int r;
+
+        if (s->failing || !ev) {
+                safe_close(pidfd);
+                if (!s->failing && !s->executed)
+                        start_failed(s, error, "the VMM's parent has died");
+                return;
+        }
+
+        switch (ev->type) {
+        case EXEC_FORKED:
+                r = run_set_vmm(s->vm->run, ev->pid, pidfd);
+                if (r < 0) {
+                        start_failed(s, r, "can't watch the VMM's process");
+                        break;
+                }
+                s->vmm_forked = true;
+                fork_part_done(s);
+                break;
+        case EXEC_DONE:
+                s->executed = true;
+                start_continue(s);
+                break;
+        default:
+                (void) start_error(s, ev->error, VMUNIT_ERROR_BACKEND_FAILED, "can't execute %s: %s: %s",
+                                   vm_backend_title(s->vm), ev->stage, strerror(-ev->error));
+                start_fail(s);
+        }
+}
+
+/* connect, boot: the VMM's API */
+
+static void on_booted(void *userdata, int error, const char *message) {
+        VM *vm = userdata;
+        Start *s = vm->start;
+
+        /* Its death, or the end of its connection, tells more. */
+        if (!s || s->failing || error == -EPIPE || error == -ECANCELED)
+                return;
+        if (error < 0) {
+                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s does not start the guest: %s", vm_backend_title(vm),
+                                   message ?: strerror(-error));
+                start_fail(s);
+                return;
+        }
+        s->booted = true;
+        if (s->connected)
+                start_continue(s);
+}
+
+static int step_connect(Start *s) {
+        VM *vm = s->vm;
+        int r;
+
+        s->helper = helper_free(s->helper);
+        start_undo_files(s);
+        start_undo_open(s);
+        r = vm_connect(vm);
+        if (r < 0)
+                return start_errno(s, r, "can't connect to the VMM");
+        /* Asked for right away, so that nothing lies between the VMM's first word and the guest's first step. */
+        r = vm->ops->boot(vm->vmm, on_booted, vm);
+        return r < 0 ? start_errno(s, r, "can't start the guest") : STEP_WAITS;
+}
+
+static void undo_connect(Start *s) {
+        vm_disconnect(s->vm);
+}
+
+static int step_boot(Start *s) {
+        return s->booted ? STEP_DONE : STEP_WAITS;
+}
+
+const Step start_steps[] = {
+        { "clear", step_clear, NULL, true },
+        { "files", step_files, undo_asked_and_files, false },
+        { "open", step_open, start_undo_open, true },
+        { "launch", step_launch, start_undo_launch, true },
+        { "scope", step_scope, undo_scope, true },
+        [START_STEP_FORK] = { "fork", step_fork, NULL, true },
+        { "exec", step_exec, NULL, true }, /* its interval is closed when nothing of it lives */
+        { "connect", step_connect, undo_connect, true },
+        { "boot", step_boot, NULL, true },
+};
+
+const unsigned n_start_steps = ELEMENTSOF(start_steps);

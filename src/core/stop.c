@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <signal.h>
+
+#include "basic/fault.h"
+#include "basic/log.h"
+#include "basic/pidfd-util.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "core/vm-private.h"
+
+/* Stop: power button, then after a time-out the VMM's own orderly end, then SIGKILL. Kill: SIGKILL. Both end when the VM's units
+ * are gone. */
+
+/* How long the VMM may take to flush its disks and end */
+#define QUIT_TIMEOUT_USEC (5 * USEC_PER_SEC)
+/* A process that SIGKILL does not end by then hangs in the kernel. */
+#ifdef FAULT_INJECTION
+#define KILL_TIMEOUT_USEC (2 * USEC_PER_SEC)
+#else
+#define KILL_TIMEOUT_USEC (15 * USEC_PER_SEC)
+#endif
+
+typedef enum StopPhase { PHASE_BUTTON, PHASE_QUIT, PHASE_KILL } StopPhase;
+
+struct Stop {
+        VM *vm;
+        StopPhase phase;
+        bool kill;              /* asked for by Kill */
+        bool forced;
+        bool pressed;           /* the button */
+        uint64_t until_usec;    /* CLOCK_MONOTONIC: the button's time-out, USEC_INFINITY: none */
+        sd_event_source *timer;
+};
+
+Stop *stop_free(Stop *s) {
+        if (!s)
+                return NULL;
+
+        sd_event_source_disable_unref(s->timer);
+        free(s);
+        return NULL;
+}
+
+static void stop_phase(Stop *s, StopPhase phase);
+
+static void stop_gave_up(Stop *s) {
+        VM *vm = s->vm;
+        Job *j = vm->job;
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+
+        sd_bus_error_setf(&e, VMUNIT_ERROR_TIMEOUT, "%s: %s can't be ended: process %d hangs in the kernel", vm->rec.name,
+                          vm_backend_title(vm), (int) vm_leader_pid(vm));
+        vm->stop = stop_free(s);
+        (void) vm_transition(vm, TRANSITION_STOP_FAILED, INTENT_KEEP, "%s can't be ended: its process hangs in the kernel",
+                             vm_backend_title(vm));
+        job_finish(j, &e, false);
+}
+
+static int on_timer(sd_event_source *source, uint64_t usec, void *userdata) {
+        Stop *s = userdata;
+
+        if (!vm_is_alive(s->vm)) /* its units are on their way */
+                return 0;
+        if (s->phase == PHASE_KILL) {
+                stop_gave_up(s);
+                return 0;
+        }
+        s->forced = true;
+        stop_phase(s, s->phase + 1);
+        return 0;
+}
+
+static void stop_set_timer(Stop *s, uint64_t until_usec) {
+        int r;
+
+        s->timer = sd_event_source_disable_unref(s->timer);
+        if (until_usec == USEC_INFINITY)
+                return;
+        r = sd_event_add_time(s->vm->manager->event, &s->timer, CLOCK_MONOTONIC, until_usec, 0, on_timer, s);
+        if (r < 0) {
+                vm_log(s->vm, LOG_WARNING, "no timer, so it is ended the hard way: %s", strerror(-r));
+                run_kill(s->vm->run);
+        }
+}
+
+static uint64_t from_now(Stop *s, uint64_t usec) {
+        uint64_t now = 0;
+
+        (void) sd_event_now(s->vm->manager->event, CLOCK_MONOTONIC, &now);
+        return usec >= USEC_INFINITY - now ? USEC_INFINITY : now + usec;
+}
+
+/* Replies carry the VM, for the stop may be over by then. */
+static void on_quit(void *userdata, int error, const char *message) {
+        VM *vm = userdata;
+
+        if (error < 0 && error != -EPIPE && error != -ECANCELED && vm->stop && vm->stop->phase == PHASE_QUIT)
+                stop_phase(vm->stop, PHASE_KILL);
+}
+
+static void on_button(void *userdata, int error, const char *message) {
+        VM *vm = userdata;
+
+        if (error == 0)
+                (void) FAULT_POINT("stop.pressed", FAULT_VMM, vm_leader_pid(vm));
+        if (error == 0 || error == -EPIPE || error == -ECANCELED || !vm->stop || vm->stop->phase != PHASE_BUTTON)
+                return;
+        vm_log(vm, LOG_WARNING, "the power button can't be pressed: %s", message ?: strerror(-error));
+        vm->stop->forced = true;
+        stop_phase(vm->stop, PHASE_QUIT);
+}
+
+/* Once: a second press does something else in some guests. */
+static void press_button(VM *vm) {
+        int r;
+
+        if (vm->stop->pressed)
+                return;
+        vm->stop->pressed = true;
+        r = FAULT_POINT("stop.button", FAULT_FAILS | FAULT_HANGS | FAULT_VMM, vm_leader_pid(vm));
+        if (r == 0)
+                r = vm->ops->power_button(vm->vmm, on_button, vm);
+        if (r < 0)
+                on_button(vm, r, NULL);
+}
+
+static void on_resumed(void *userdata, int error, const char *message) {
+        VM *vm = userdata;
+
+        if (!vm->stop || vm->stop->phase != PHASE_BUTTON || !vm_is_connected(vm))
+                return;
+        if (error < 0)
+                on_button(vm, error, message);
+        else
+                press_button(vm);
+}
+
+/* A paused guest hears no button. */
+static void ask_guest(VM *vm) {
+        int r;
+
+        if (vm->vmm_state == VMM_STATE_RUNNING) {
+                press_button(vm);
+                return;
+        }
+        r = FAULT_POINT("stop.resume", FAULT_FAILS | FAULT_HANGS | FAULT_VMM, vm_leader_pid(vm));
+        if (r == 0)
+                r = vm->ops->resume(vm->vmm, on_resumed, vm);
+        if (r < 0)
+                on_button(vm, r, NULL);
+}
+
+/* Without a connection, for the daemon has just come back, say, the time runs already, and stop_connected() goes on. */
+static void stop_button(Stop *s) {
+        stop_set_timer(s, s->until_usec);
+        job_set_stage(s->vm->job, "power-button", -1);
+        if (vm_is_connected(s->vm))
+                ask_guest(s->vm);
+}
+
+void stop_connected(VM *vm) {
+        if (vm->stop && vm->stop->phase == PHASE_BUTTON)
+                ask_guest(vm);
+}
+
+static void stop_quit(Stop *s) {
+        VM *vm = s->vm;
+        int r;
+
+        stop_set_timer(s, from_now(s, QUIT_TIMEOUT_USEC));
+        job_set_stage(vm->job, "quit", -1);
+        r = FAULT_POINT("stop.quit", FAULT_FAILS | FAULT_HANGS | FAULT_VMM, vm_leader_pid(vm));
+        if (r == FAULT_HANG)
+                return;
+        /* All VMMs end in good order on SIGTERM or die of it at once. */
+        if (r < 0 || !vm_is_connected(vm) || vm->ops->quit(vm->vmm, on_quit, vm) < 0)
+                (void) pidfd_kill(vm->run->pidfd, SIGTERM);
+}
+
+static void stop_kill(Stop *s) {
+        stop_set_timer(s, from_now(s, KILL_TIMEOUT_USEC));
+        job_set_stage(s->vm->job, "kill", -1);
+        if (FAULT_POINT("stop.kill", FAULT_HANGS | FAULT_VMM, vm_leader_pid(s->vm)) == 0)
+                run_kill(s->vm->run);
+}
+
+static void stop_phase(Stop *s, StopPhase phase) {
+        s->phase = phase;
+        if (phase == PHASE_BUTTON)
+                stop_button(s);
+        else if (phase == PHASE_QUIT)
+                stop_quit(s);
+        else
+                stop_kill(s);
+}
+
+static int stop_new(VM *vm) {
+        Stop *s;
+
+        s = new(Stop, 1);
+        if (!s)
+                return -ENOMEM;
+        *s = (Stop) { .vm = vm, .until_usec = USEC_INFINITY };
+        vm->stop = s;
+        return 0;
+}
+
+static uint64_t timeout_or_default(const VM *vm, uint64_t timeout_usec) {
+        return timeout_usec == VM_STOP_TIMEOUT_DEFAULT ? vm->definition->stop_timeout_usec : timeout_usec;
+}
+
+int stop_begin(VM *vm, uint64_t timeout_usec) {
+        int r;
+
+        r = stop_new(vm);
+        if (r < 0)
+                return r;
+        timeout_usec = timeout_or_default(vm, timeout_usec);
+        vm->stop->until_usec = from_now(vm->stop, timeout_usec);
+        if (timeout_usec == 0) {
+                vm->stop->forced = true;
+                stop_phase(vm->stop, PHASE_QUIT);
+        } else
+                stop_phase(vm->stop, PHASE_BUTTON);
+        return 0;
+}
+
+int kill_begin(VM *vm) {
+        int r;
+
+        if (!vm->stop) {
+                r = stop_new(vm);
+                if (r < 0)
+                        return r;
+        }
+        vm->stop->kill = true;
+        stop_phase(vm->stop, PHASE_KILL);
+        return 0;
+}
+
+void stop_shorten(VM *vm, uint64_t timeout_usec) {
+        Stop *s = vm->stop;
+        uint64_t until = from_now(s, timeout_or_default(vm, timeout_usec));
+
+        if (s->phase == PHASE_BUTTON && until < s->until_usec) {
+                s->until_usec = until;
+                stop_set_timer(s, until);
+        }
+}
+
+void stop_run_gone(VM *vm) {
+        Stop *s = vm->stop;
+        VMTransition t = s->kill ? TRANSITION_KILLED : s->forced ? TRANSITION_STOP_FORCED : TRANSITION_STOPPED;
+        Job *j = vm->job;
+
+        (void) FAULT_POINT("stop.units-gone", 0, 0);
+        vm->stop = stop_free(s);
+        if (vm->rec.state == VM_STOPPING)
+                (void) vm_transition(vm, t, INTENT_KEEP, "%s",
+                                     t == TRANSITION_KILLED ? "It was killed" :
+                                     t == TRANSITION_STOP_FORCED ? "The guest did not power off, so its VMM was ended" :
+                                                                   "The guest has powered off");
+        if (j)
+                job_finish(j, NULL, false);
+}

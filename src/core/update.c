@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "basic/fault.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "core/vm-private.h"
+
+/* Update: a merge patch on the definition, all or nothing. */
+
+/* What can change while the VM runs; the resources go to its slice. */
+static bool is_live_key(const char *path) {
+        static const char *const live[] = { "labels", "restart", "autostart", "autostartPriority", "stopTimeout", "resources" };
+
+        for (size_t i = 0; i < ELEMENTSOF(live); i++) {
+                const char *rest = startswith(path, live[i]);
+
+                if (rest && (!*rest || *rest == '.' || *rest == '['))
+                        return true;
+        }
+        return false;
+}
+
+static int refuse_dead_keys(VM *vm, char *const *paths, sd_bus_error *error) {
+        _cleanup_strv_free_ char **dead = NULL;
+        _cleanup_free_ char *list = NULL;
+
+        STRV_FOREACH(p, paths)
+                if (!is_live_key(*p) && strv_extend(&dead, *p) < 0)
+                        return sd_bus_error_set_errno(error, -ENOMEM);
+        if (!dead)
+                return 0;
+
+        list = strv_join(dead, ", ");
+        return sd_bus_error_setf(error, VMUNIT_ERROR_INVALID_STATE,
+                                 "%s: can't change while it runs: %s; Stop it first, or use next-start", vm->rec.name,
+                                 strempty(list));
+}
+
+static int write_record(VM *vm, const char *json, const char *next_json, const char *backend) {
+        VMRecord next;
+        int r;
+
+        r = vm_record_copy(&vm->rec, &next);
+        if (r < 0)
+                return r;
+        r = free_and_strdup(&next.definition, json);
+        if (r >= 0)
+                r = free_and_strdup(&next.next_definition, next_json);
+        if (r >= 0)
+                r = free_and_strdup(&next.backend, backend);
+        if (r >= 0)
+                r = FAULT_POINT("update.write", FAULT_FAILS | FAULT_VMM, vm_leader_pid(vm));
+        if (r >= 0)
+                r = vm_write_record(vm, &next);
+        (void) FAULT_POINT("update.written", FAULT_VMM, vm_leader_pid(vm));
+        if (r < 0) {
+                vm_record_done(&next);
+                return r;
+        }
+        vm_record_done(&vm->rec);
+        vm->rec = next;
+        return 0;
+}
+
+/* Makes d the definition. */
+static int adopt(VM *vm, Definition *d, const char *next_json, const VMMOps *ops) {
+        _cleanup_free_ char *json = NULL;
+        int r;
+
+        r = definition_format(d, &json);
+        if (r >= 0)
+                r = write_record(vm, json, next_json, ops ? backend_to_string(ops->backend) : NULL);
+        if (r < 0)
+                return r;
+
+        definition_free(vm->definition);
+        vm->definition = d;
+        vm->ops = ops;
+        (void) definition_hash(d, vm->definition_hash);
+        if (vm->rec.restart_at > 0 && d->restart_policy == RESTART_NO)
+                (void) restart_cancel(vm, false);
+        vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", "Backend", NULL);
+        vm_add_event(vm, "updated", NULL, "Its definition was changed");
+        return 0;
+}
+
+/* On what the next start would use */
+static int merge_on_next(VM *vm, const char *patch, Definition **ret, sd_bus_error *error) {
+        _cleanup_(definition_freep) Definition *base = NULL;
+        int r;
+
+        if (vm->rec.next_definition) {
+                r = definition_parse(vm->rec.next_definition, &base, error);
+                if (r < 0)
+                        return r;
+        }
+        return definition_merge(base ?: vm->definition, patch, ret, error);
+}
+
+static int merge_next(VM *vm, const char *patch, char **ret, sd_bus_error *error) {
+        _cleanup_(definition_freep) Definition *merged = NULL;
+        int r;
+
+        r = merge_on_next(vm, patch, &merged, error);
+        if (r < 0)
+                return r;
+        r = manager_check_definition(vm->manager, merged, error);
+        if (r < 0)
+                return r;
+        r = definition_format(merged, ret);
+        return r < 0 ? sd_bus_error_set_errno(error, r) : 0;
+}
+
+static int update_next_start(VM *vm, const char *patch, sd_bus_error *error) {
+        _cleanup_free_ char *next = NULL;
+        int r;
+
+        r = merge_next(vm, patch, &next, error);
+        if (r < 0)
+                return r;
+        r = write_record(vm, vm->rec.definition, next, vm->rec.backend);
+        if (r < 0)
+                return write_error(r, error);
+        vm_add_event(vm, "updated", NULL, "Its definition will change at the next start");
+        return 0;
+}
+
+/* What an earlier update has stored for the next start is part of the definition from now on. */
+static int update_dead(VM *vm, const char *patch, sd_bus_error *error) {
+        _cleanup_(definition_freep) Definition *d = NULL;
+        const VMMOps *ops = NULL;
+        int r;
+
+        r = merge_on_next(vm, patch, &d, error);
+        if (r < 0)
+                return r;
+        r = manager_check_definition(vm->manager, d, error);
+        if (r < 0)
+                return r;
+        r = manager_choose_backend(vm->manager, d, &ops, NULL);
+        if (r == -ENODEV)
+                ops = NULL; /* chosen at the next start */
+        r = adopt(vm, d, NULL, ops);
+        if (r < 0)
+                return write_error(r, error);
+        d = NULL;
+        return 0;
+}
+
+static void on_resources_set(void *userdata, const sd_bus_error *error) {
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+        VM *vm = userdata;
+        Definition *d = TAKE_PTR(vm->update);
+        _cleanup_free_ char *next = TAKE_PTR(vm->update_next);
+        int r;
+
+        vm->update_call = systemd_call_free(vm->update_call);
+        (void) FAULT_POINT("update.resources-set", FAULT_VMM, vm_leader_pid(vm));
+        if (error)
+                sd_bus_error_setf(&e, VMUNIT_ERROR_BACKEND_FAILED, "%s: resources: systemd refuses them: %s", vm->rec.name,
+                                  error->message ?: error->name);
+        else {
+                r = adopt(vm, d, next, vm->ops);
+                if (r < 0)
+                        (void) write_error(r, &e);
+        }
+        if (sd_bus_error_is_set(&e))
+                definition_free(d);
+        if (vm->job && vm->job->call == CALL_UPDATE)
+                job_finish(vm->job, sd_bus_error_is_set(&e) ? &e : NULL, false);
+}
+
+void update_end(VM *vm, const char *error_name, const char *message) {
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+
+        if (!vm->update_call)
+                return;
+        vm->update_call = systemd_call_free(vm->update_call);
+        definition_free(TAKE_PTR(vm->update));
+        free(TAKE_PTR(vm->update_next));
+        sd_bus_error_setf(&e, error_name, "%s: %s", vm->rec.name, message);
+        if (vm->job && vm->job->call == CALL_UPDATE)
+                job_finish(vm->job, &e, streq(error_name, VMUNIT_ERROR_CANCELED));
+}
+
+static int append_change(sd_bus_message *m, void *userdata) {
+        VM *vm = userdata;
+
+        return resources_append_change(&vm->definition->resources, &vm->update->resources, m);
+}
+
+static int update_resources(VM *vm, Definition *d, char *next, uid_t caller, done_cb cb, void *userdata,
+                            sd_bus_error *error) {
+        Job *j;
+        int r;
+
+        vm->update = d;
+        vm->update_next = next;
+        r = job_new(vm, CALL_UPDATE, caller, &j);
+        if (r >= 0)
+                r = FAULT_POINT("update.resources", FAULT_FAILS | FAULT_HANGS | FAULT_VMM, vm_leader_pid(vm));
+        if (r == 0)
+                r = systemd_set_properties(vm->manager->systemd, vm->slice, append_change, vm, on_resources_set, vm,
+                                           &vm->update_call);
+        if (r >= 0)
+                r = job_add_waiter(j, cb, userdata);
+        if (r < 0) {
+                vm->update_call = systemd_call_free(vm->update_call);
+                definition_free(TAKE_PTR(vm->update));
+                vm->update_next = NULL;
+                free(next);
+                if (vm->job)
+                        job_finish(vm->job, NULL, true);
+                return write_error(r, error);
+        }
+        return 1;
+}
+
+static bool changes_resources(char *const *paths) {
+        STRV_FOREACH(p, paths)
+                if (startswith(*p, "resources"))
+                        return true;
+        return false;
+}
+
+int vm_update(VM *vm, uid_t caller, const char *patch, bool next_start, done_cb cb, void *userdata, sd_bus_error *error) {
+        _cleanup_(definition_freep) Definition *d = NULL;
+        _cleanup_strv_free_ char **paths = NULL;
+        _cleanup_free_ char *next = NULL;
+        int r;
+
+        r = vm_check_call(vm, CALL_UPDATE, error);
+        if (r < 0)
+                return r;
+        if (!vm_is_alive(vm))
+                return update_dead(vm, patch, error);
+        if (next_start)
+                return update_next_start(vm, patch, error);
+
+        r = definition_merge(vm->definition, patch, &d, error);
+        if (r < 0)
+                return r;
+        r = definition_diff(vm->definition, d, &paths);
+        if (r < 0)
+                return sd_bus_error_set_errno(error, r);
+        if (!paths)
+                return 0;
+        r = refuse_dead_keys(vm, paths, error);
+        if (r < 0)
+                return r;
+        /* What is stored for the next start changes as well, or it would take this change back. */
+        if (vm->rec.next_definition) {
+                r = merge_next(vm, patch, &next, error);
+                if (r < 0)
+                        return r;
+        }
+        if (changes_resources(paths))
+                return update_resources(vm, TAKE_PTR(d), TAKE_PTR(next), caller, cb, userdata, error);
+
+        r = adopt(vm, d, next, vm->ops);
+        if (r < 0)
+                return write_error(r, error);
+        d = NULL;
+        return 0;
+}

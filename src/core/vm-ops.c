@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "basic/fault.h"
+#include "basic/log.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "core/vm-private.h"
+
+/* When a planned start meets a store that can't be written */
+#define START_AGAIN_USEC (10 * USEC_PER_SEC)
+
+/* The calls on a VM: what the tables say is looked up here, before anything begins. */
+
+static int refuse(VM *vm, VMCall call, VMAnswer answer, sd_bus_error *error) {
+        const char *name = vm->rec.name, *state = vm_state_to_string(vm->rec.state), *what = vm_call_to_string(call);
+
+        switch (answer) {
+        case ANSWER_BUSY:
+                return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: %s is under way; try again later", name,
+                                         vm->job ? vm_call_to_string(vm->job->call) : state);
+        case ANSWER_NOT_RUNNING:
+                return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_RUNNING, "%s: %s needs a running VM, and it is %s; Start it first",
+                                         name, what, state);
+        case ANSWER_REMOVING:
+                return sd_bus_error_setf(error, VMUNIT_ERROR_REMOVING, "%s: it is being removed", name);
+        default:
+                if (call == CALL_REMOVE)
+                        return sd_bus_error_setf(error, VMUNIT_ERROR_INVALID_STATE,
+                                                 "%s: it is %s; Stop or Kill it first, or Remove it with force", name, state);
+                return sd_bus_error_setf(error, VMUNIT_ERROR_INVALID_STATE, "%s: it is %s; Resume it first", name, state);
+        }
+}
+
+/* An Error whose VMM lives becomes what the VMM says. */
+static int vm_find(VM *vm, sd_bus_error *error) {
+        if (!vm->vmm)
+                (void) vm_connect(vm);
+        if (vm->vmm_state == VMM_STATE_RUNNING)
+                return vm_transition(vm, TRANSITION_FOUND_RUNNING, INTENT_KEEP, "%s", "");
+        if (vm->vmm_state == VMM_STATE_PAUSED || vm->vmm_state == VMM_STATE_IO_ERROR)
+                return vm_transition(vm, TRANSITION_FOUND_PAUSED, INTENT_KEEP, "%s", "");
+        return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: %s lives but has not answered yet; try again, or Kill it",
+                                 vm->rec.name, vm_backend_title(vm));
+}
+
+/* What another operation under way means for this call. ANSWER_DO: go on. */
+static VMAnswer look_at_job(VM *vm, VMCall call, VMAnswer answer) {
+        if (!vm->job || answer == ANSWER_REMOVING || (vm->rec.state != VM_RUNNING && vm->rec.state != VM_PAUSED))
+                return answer;
+
+        switch (vm_call_against_job(call, vm->job->call)) {
+        case ANSWER_JOIN:
+                return ANSWER_JOIN;
+        case ANSWER_DO:
+                return answer;
+        default:
+                return call == CALL_REMOVE ? ANSWER_INVALID_STATE : ANSWER_BUSY;
+        }
+}
+
+static int lookup(VM *vm, VMCall call, VMAnswer *ret, sd_bus_error *error) {
+        VMAnswer answer;
+        int r;
+
+        answer = vm_call_lookup(call, vm_get_condition(vm));
+        if (answer == ANSWER_FIND || answer == ANSWER_FIND_AND_DO) {
+                r = vm_find(vm, error);
+                if (r >= 0 && answer == ANSWER_FIND) {
+                        *ret = ANSWER_OK;
+                        return 0;
+                }
+                if (r >= 0)
+                        answer = vm_call_lookup(call, vm_get_condition(vm));
+                else if (call == CALL_STOP) { /* which has its means where a VMM does not answer */
+                        sd_bus_error_free(error);
+                        answer = ANSWER_DO;
+                } else
+                        return r;
+        }
+
+        answer = look_at_job(vm, call, answer);
+        if (answer >= ANSWER_BUSY)
+                return refuse(vm, call, answer, error);
+        *ret = answer;
+        return 0;
+}
+
+int vm_check_call(VM *vm, VMCall call, sd_bus_error *error) {
+        VMAnswer answer;
+
+        return lookup(vm, call, &answer, error);
+}
+
+static int join(VM *vm, done_cb cb, void *userdata, sd_bus_error *error) {
+        int r;
+
+        if (!vm->job)
+                return 0;
+        r = job_add_waiter(vm->job, cb, userdata);
+        return r < 0 ? sd_bus_error_set_errno(error, r) : 1;
+}
+
+static void free_waiters(Waiter **list) {
+        while (*list) {
+                Waiter *w = *list;
+
+                *list = w->next;
+                free(w);
+        }
+}
+
+/* Makes the job and begins. A begin that fails has changed nothing, and nobody but the caller hears of it. */
+static int begin(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, int (*f)(VM *vm), sd_bus_error *error) {
+        Job *j;
+        int r;
+
+        r = job_new(vm, call, caller, &j);
+        if (r < 0)
+                return write_error(r, error);
+        r = job_add_waiter(j, cb, userdata);
+        if (r >= 0)
+                r = f(vm);
+        if (r >= 0)
+                return 1;
+
+        free_waiters(&j->waiters);
+        job_finish(j, error, false);
+        if (sd_bus_error_is_set(error))
+                return r;
+        if (r == -ENOTCONN)
+                (void) sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: %s does not answer yet; try again later, or Kill it",
+                                         vm->rec.name, vm_backend_title(vm));
+        else if (r == -EBUSY && call == CALL_REBOOT)
+                (void) sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: the last Reboot is not over yet; try again later",
+                                         vm->rec.name);
+        else
+                (void) write_error(r, error);
+        return r;
+}
+
+/* Start */
+
+static int use_next_definition(VM *vm, sd_bus_error *error) {
+        _cleanup_(definition_freep) Definition *d = NULL;
+        int r;
+
+        if (!vm->rec.next_definition)
+                return 0;
+        r = definition_parse(vm->rec.next_definition, &d, error);
+        if (r < 0)
+                return r;
+        r = definition_hash(d, vm->definition_hash);
+        if (r < 0)
+                return sd_bus_error_set_errno(error, r);
+
+        free(vm->rec.definition);
+        vm->rec.definition = TAKE_PTR(vm->rec.next_definition);
+        definition_free(vm->definition);
+        vm->definition = TAKE_PTR(d);
+        vm->ops = NULL;
+        vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", NULL);
+        return 0;
+}
+
+static int use_backend(VM *vm, sd_bus_error *error) {
+        const VMMOps *ops;
+        int r;
+
+        if (vm->ops)
+                return 0;
+        r = manager_choose_backend(vm->manager, vm->definition, &ops, error);
+        if (r < 0)
+                return r;
+        r = free_and_strdup(&vm->rec.backend, backend_to_string(ops->backend));
+        if (r < 0)
+                return sd_bus_error_set_errno(error, r);
+        vm->ops = ops;
+        vm_emit_changed(vm, "Backend", NULL);
+        return 0;
+}
+
+/* It could not be stored, so it has not begun. */
+static void start_again_later(VM *vm) {
+        vm->rec.restart_count--;
+        vm->rec.restart_at = now_realtime() + START_AGAIN_USEC;
+        restart_arm(vm);
+}
+
+/* A try that can't even begin counts as well. */
+static void start_by_itself_failed(VM *vm, const sd_bus_error *error) {
+        if (vm_transition(vm, TRANSITION_START, true, "%s", "") < 0) {
+                start_again_later(vm);
+                return;
+        }
+        (void) vm_transition(vm, TRANSITION_RESTART_FAILED, INTENT_KEEP, "It could not be started: %s", strempty(error->message));
+}
+
+void vm_start_by_itself(VM *vm, unsigned count) {
+        _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+        int r;
+
+        vm->rec.restart_count = count;
+        vm->by_itself = true;
+        r = use_next_definition(vm, &error);
+        if (r >= 0)
+                r = use_backend(vm, &error);
+        if (r < 0) {
+                start_by_itself_failed(vm, &error);
+                return;
+        }
+        r = FAULT_POINT("restart.begin", FAULT_FAILS, 0);
+        if (r >= 0)
+                r = begin(vm, CALL_START, 0, NULL, NULL, start_begin, &error);
+        if (r < 0) {
+                vm_log(vm, LOG_ERR, "can't be started now: %s", strempty(error.message));
+                start_again_later(vm);
+        }
+}
+
+int vm_start(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
+        VMAnswer answer;
+        int r;
+
+        r = lookup(vm, CALL_START, &answer, error);
+        if (r < 0 || answer == ANSWER_OK)
+                return r;
+        if (answer == ANSWER_JOIN)
+                return join(vm, cb, userdata, error);
+
+        r = use_next_definition(vm, error);
+        if (r < 0)
+                return r;
+        r = use_backend(vm, error);
+        if (r < 0)
+                return r;
+        vm->by_itself = false;
+        vm->rec.restart_count = 0;
+        return begin(vm, CALL_START, caller, cb, userdata, start_begin, error);
+}
+
+/* Stop, Kill */
+
+static int overtake(VM *vm) {
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+
+        call_end(vm, VMUNIT_ERROR_CANCELED, "another operation has overtaken it");
+        update_end(vm, VMUNIT_ERROR_CANCELED, "another operation has overtaken it");
+        if (vm->job) {
+                sd_bus_error_setf(&e, VMUNIT_ERROR_CANCELED, "%s: another operation has overtaken it", vm->rec.name);
+                job_finish(vm->job, &e, true);
+        }
+        return 0;
+}
+
+static int to_stopped(VM *vm, bool keep_intent) {
+        return vm_transition(vm, TRANSITION_STOPPED, keep_intent ? INTENT_KEEP : false, "%s", "");
+}
+
+static int begin_default_stop(VM *vm) {
+        return stop_begin(vm, vm->stop_timeout_usec);
+}
+
+int vm_stop(VM *vm, uid_t caller, uint64_t timeout_usec, bool keep_intent, done_cb cb, void *userdata, sd_bus_error *error) {
+        VMAnswer answer;
+        int r;
+
+        r = lookup(vm, CALL_STOP, &answer, error);
+        if (r < 0)
+                return r;
+        if (answer == ANSWER_OK)
+                return restart_cancel(vm, keep_intent);
+        if (answer == ANSWER_TO_STOPPED)
+                return to_stopped(vm, keep_intent);
+        if (answer == ANSWER_CANCEL_START)
+                return start_cancel(vm, CALL_STOP, keep_intent, cb, userdata);
+        if (answer == ANSWER_JOIN) {
+                if (vm->stop)
+                        stop_shorten(vm, timeout_usec);
+                return join(vm, cb, userdata, error);
+        }
+
+        overtake(vm);
+        r = vm_transition(vm, TRANSITION_STOP, keep_intent ? INTENT_KEEP : false, "%s", "");
+        if (r < 0)
+                return write_error(r, error);
+        vm->stop_timeout_usec = timeout_usec;
+        return begin(vm, CALL_STOP, caller, cb, userdata, begin_default_stop, error);
+}
+
+int vm_kill(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
+        VMAnswer answer;
+        int r;
+
+        r = lookup(vm, CALL_KILL, &answer, error);
+        if (r < 0)
+                return r;
+        if (answer == ANSWER_OK)
+                return restart_cancel(vm, false);
+        if (answer == ANSWER_TO_STOPPED)
+                return to_stopped(vm, false);
+        if (answer == ANSWER_CANCEL_START)
+                return start_cancel(vm, CALL_KILL, false, cb, userdata);
+        if (vm->rec.state == VM_REMOVING) {
+                if (vm->run)
+                        run_kill(vm->run);
+                return 0;
+        }
+        if (vm->job && vm->job->call == CALL_KILL)
+                return join(vm, cb, userdata, error);
+
+        overtake(vm);
+        if (vm->rec.state != VM_STOPPING) {
+                r = vm_transition(vm, TRANSITION_STOP, false, "%s", "");
+                if (r < 0)
+                        return write_error(r, error);
+        }
+        return begin(vm, CALL_KILL, caller, cb, userdata, kill_begin, error);
+}
+
+/* Pause, Resume, Reset, Reboot */
+
+static int simple_call(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
+        VMAnswer answer;
+        int r;
+
+        r = lookup(vm, call, &answer, error);
+        if (r < 0 || answer == ANSWER_OK)
+                return r;
+        if (answer == ANSWER_JOIN)
+                return join(vm, cb, userdata, error);
+        return begin(vm, call, caller, cb, userdata, call_begin, error);
+}
+
+int vm_pause(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
+        return simple_call(vm, CALL_PAUSE, caller, cb, userdata, error);
+}
+
+int vm_resume(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
+        return simple_call(vm, CALL_RESUME, caller, cb, userdata, error);
+}
+
+int vm_reset(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
+        return simple_call(vm, CALL_RESET, caller, cb, userdata, error);
+}
+
+int vm_reboot(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
+        return simple_call(vm, CALL_REBOOT, caller, cb, userdata, error);
+}
+
+/* Remove */
+
+int vm_remove(VM *vm, uid_t caller, bool force, sd_bus_error *error) {
+        VMAnswer answer;
+        int r;
+
+        r = lookup(vm, force ? CALL_REMOVE_FORCE : CALL_REMOVE, &answer, error);
+        if (r < 0)
+                return r;
+        if (answer == ANSWER_OK)
+                return remove_retry(vm);
+
+        r = vm_transition(vm, TRANSITION_REMOVE, false, "%s", "");
+        if (r < 0)
+                return write_error(r, error);
+        if (vm->start) {
+                (void) start_cancel(vm, CALL_REMOVE_FORCE, false, NULL, NULL); /* its end goes on with the removal */
+                return 0;
+        }
+        overtake(vm);
+        vm->stop = stop_free(vm->stop);
+        return remove_begin(vm);
+}

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include <syslog.h>
+
+#include "core/manager.h"
+
+/* What the parts of a VM share with each other, and with nobody else. */
+
+/* vm.c */
+int vm_new(Manager *m, VMRecord *record, VM **ret); /* takes the record's content over on success */
+VM *vm_free(VM *vm);
+DEFINE_TRIVIAL_CLEANUP_FUNC(VM *, vm_free);
+
+uint64_t now_realtime(void);
+/* PropertiesChanged of these, a NULL-terminated list of D-Bus names */
+void vm_emit_changed(VM *vm, const char *property, ...) __attribute__((__sentinel__));
+/* To the journal, with the VM's fields and further "NAME=value" ones (or NULL). */
+void vm_log_fields(VM *vm, int level, const char *message_id, const char *fields[], const char *format, ...) _printf_(5, 6);
+#define vm_log(vm, level, ...) vm_log_fields(vm, level, NULL, NULL, __VA_ARGS__)
+
+/* A row of history without a change of state, and its signal. details may be NULL. */
+void vm_add_event(VM *vm, const char *type, json_object *details, const char *format, ...) _printf_(4, 5);
+
+/* The one place where State changes: looks the transition up, writes record, event and usage in one transaction, tells the
+ * observer and the journal. -EINVAL: not from this state. A write that fails (-ENOSPC, -EROFS, …) fails the transition where
+ * something is to begin (start, removal); where it states a fact, memory is right and the store follows later. intent: 0
+ * or 1, or INTENT_KEEP. */
+#define INTENT_KEEP (-1)
+int vm_transition(VM *vm, VMTransition t, int intent, const char *format, ...) _printf_(4, 5);
+/* Writes a record in a transaction of its own. */
+int vm_write_record(VM *vm, const VMRecord *next);
+/* Writes the record again, if it is not in the store as it is in memory. */
+int vm_save(VM *vm);
+/* Sets an error for a write that failed: NoSpace with what to do, or a failure. Gives r back. */
+int write_error(int r, sd_bus_error *error);
+
+/* vm-run.c: the VMM and its connection */
+extern const RunHandler vm_run_handler;
+int vm_connect(VM *vm);
+/* Whether the VMM's API answers */
+bool vm_is_connected(const VM *vm);
+void vm_disconnect(VM *vm);
+/* After a death was seen and what it means was shown: cleans up; vm->run is NULL when that has ended. */
+void vm_end_run(VM *vm);
+/* One short sentence of how the VMM ended: "QEMU was killed by signal 9". */
+void vm_describe_exit(VM *vm, char *buf, size_t size);
+const char *vm_backend_title(const VM *vm); /* "QEMU" */
+/* The last words of a VMM that failed, to the journal */
+void vm_log_last_words(VM *vm);
+/* At the daemon's start */
+int vm_take_over(VM *vm);
+/* Makes vm->run and looks for its processes: 0, or why there are none. */
+int vm_find_run(VM *vm);
+
+/* job.c */
+int waiter_add(Waiter **list, done_cb cb, void *userdata);
+void waiters_tell(Waiter **list, const sd_bus_error *error);
+
+/* start.c */
+int start_begin(VM *vm);
+/* The run is what a start has built, not what is left of the last one. */
+bool start_owns_run(const VM *vm);
+/* cb: told when it is rolled back; by: CALL_STOP, CALL_KILL or CALL_REMOVE_FORCE */
+int start_cancel(VM *vm, VMCall by, bool keep_intent, done_cb cb, void *userdata);
+void start_vmm_event(VM *vm, VMMEvent event, VMMState state, int error);
+void start_run_died(VM *vm);
+void start_run_status(VM *vm);
+/* The run that was in the way, or the one that is rolled back, is gone. */
+void start_run_gone(VM *vm);
+Start *start_free(Start *s);
+
+/* restart.c */
+/* Decides, for the record of a transition that is about to be written, whether and when the VM is to be started again. */
+void restart_plan(const VM *vm, VMTransition t, VMRecord *next);
+/* Whether the policy restarts a VM that ended so: then it should run on. */
+bool restart_keeps_intent(const VM *vm, VMTransition t);
+/* Plans a start of what does not run, after so many others. */
+int restart_plan_start(VM *vm, uint64_t at, unsigned count);
+/* Sets or ends the timer, as the record says. */
+void restart_arm(VM *vm);
+/* Stop or Kill of a VM that does not run: it is not to run any more, or with keep_intent not before the next boot. */
+int restart_cancel(VM *vm, bool keep_intent);
+/* µs until try number count + 1; random: any number */
+uint64_t restart_delay(uint64_t first, uint64_t max, unsigned count, uint32_t random);
+/* vm-ops.c: a start that nobody waits for; count: the tries, this one included */
+void vm_start_by_itself(VM *vm, unsigned count);
+
+/* stop.c: Stop and Kill; the VM's job is there already */
+int stop_begin(VM *vm, uint64_t timeout_usec);
+int kill_begin(VM *vm);
+/* A second Stop joined: the shorter time-out wins. */
+void stop_shorten(VM *vm, uint64_t timeout_usec);
+void stop_run_gone(VM *vm);
+/* The VMM's API answers now. */
+void stop_connected(VM *vm);
+Stop *stop_free(Stop *s);
+
+/* call.c: operations that are one call to the VMM */
+int call_begin(VM *vm);
+/* The VMM has died, or another operation overtakes it: its job ends. */
+void call_end(VM *vm, const char *error_name, const char *message);
+
+/* update.c: the same for one that waits for PID 1: the definition stays as it was */
+void update_end(VM *vm, const char *error_name, const char *message);
+
+/* remove.c */
+int remove_begin(VM *vm);
+void remove_run_gone(VM *vm);
+/* Remove was called again: a removal that is blocked is tried now. */
+int remove_retry(VM *vm);
+
+/* vm-ops.c: 0, or refused with error set */
+int vm_check_call(VM *vm, VMCall call, sd_bus_error *error);

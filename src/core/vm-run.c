@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "basic/fault.h"
+#include "basic/json-util.h"
+#include "basic/log.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "core/message-ids.h"
+#include "core/vm-private.h"
+
+/* A VM's live side: what its VMM says, how it ends, and how a daemon that comes back finds it again. */
+
+#define RECONNECT_USEC (2 * USEC_PER_SEC)
+/* So many remarks of a VMM are kept, each a write, in so long a time */
+#define NOTES_MAX 20U
+#define NOTES_USEC (10 * USEC_PER_SEC)
+
+const char *vm_backend_title(const VM *vm) {
+        if (!vm->ops)
+                return "the VMM";
+        switch (vm->ops->backend) {
+        case BACKEND_QEMU:
+                return "QEMU";
+        case BACKEND_CLOUD_HYPERVISOR:
+                return "Cloud Hypervisor";
+        case BACKEND_FIRECRACKER:
+                return "Firecracker";
+        default:
+                return "the VMM";
+        }
+}
+
+void vm_describe_exit(VM *vm, char *buf, size_t size) {
+        const Run *r = vm->run;
+
+        if (!r || !r->exit_known)
+                snprintf(buf, size, "%s has ended", vm_backend_title(vm));
+        else if (WIFSIGNALED(r->status))
+                snprintf(buf, size, "%s was killed by signal %d (SIG%s)", vm_backend_title(vm), WTERMSIG(r->status),
+                         sigabbrev_np(WTERMSIG(r->status)) ?: "?");
+        else
+                snprintf(buf, size, "%s exited with status %d", vm_backend_title(vm), WEXITSTATUS(r->status));
+}
+
+/* What a death means when nobody asked for it */
+
+static VMMEvent death_cause(VM *vm) {
+        _cleanup_free_ char *output = NULL;
+
+        if (vm->last_event != _VMM_EVENT_MAX)
+                return vm->last_event;
+        if (!vm->run->exit_known || !vm->ops)
+                return _VMM_EVENT_MAX;
+        if (vm_get_last_output(vm, &output) < 0)
+                return _VMM_EVENT_MAX;
+        return vm->ops->exit_cause(vm->run->status, output);
+}
+
+static void vm_show_death(VM *vm) {
+        switch (death_cause(vm)) {
+        case VMM_EVENT_GUEST_SHUTDOWN:
+                (void) vm_transition(vm, TRANSITION_GUEST_SHUTDOWN, false, "The guest has powered off");
+                break;
+        case VMM_EVENT_GUEST_RESET:
+                (void) vm_transition(vm, TRANSITION_GUEST_REBOOT, false, "The guest has rebooted, which ends %s",
+                                     vm_backend_title(vm));
+                break;
+        case VMM_EVENT_GUEST_PANICKED:
+                (void) vm_transition(vm, TRANSITION_GUEST_PANICKED, INTENT_KEEP, "The guest's kernel has panicked");
+                break;
+        case VMM_EVENT_FAILED:
+                (void) vm_transition(vm, TRANSITION_VMM_FAILED, INTENT_KEEP, "%s could not go on running the guest",
+                                     vm_backend_title(vm));
+                break;
+        default:
+                (void) vm_transition(vm, TRANSITION_VMM_CRASHED, INTENT_KEEP, "%s has died unexpectedly",
+                                     vm_backend_title(vm));
+        }
+}
+
+/* The last words of a VMM that failed are an entry of their own, for they are not vmunit's. */
+void vm_log_last_words(VM *vm) {
+        _cleanup_free_ char *output = NULL, *field = NULL, *id = NULL, *unit = NULL;
+
+        if (vm_get_last_output(vm, &output) < 0 || !*output)
+                return;
+        field = strjoinf("VMUNIT_VM=%s", vm->rec.name);
+        id = strjoinf("VMUNIT_VM_ID=%s", vm->rec.id);
+        unit = strjoinf("OBJECT_SYSTEMD_UNIT=%s", vm->scope);
+        if (!field || !id || !unit)
+                return;
+        log_full_fields(LOG_NOTICE, 0,
+                        ((const char *[]) { "SYSLOG_IDENTIFIER=vmunit-vmm", "MESSAGE_ID=" MESSAGE_VM_OUTPUT, field, id,
+                                            unit, NULL }), "%s", output);
+}
+
+static bool is_live_state(VMState s) {
+        return s == VM_RUNNING || s == VM_PAUSED;
+}
+
+/* How a VMM of no further use (guest panic, KVM error) is made an Error: it is killed first. */
+static void vm_put_down(VM *vm, VMMEvent why) {
+        vm->last_event = why;
+        run_kill(vm->run);
+}
+
+static void vm_died_unasked(VM *vm) {
+        call_end(vm, VMUNIT_ERROR_NOT_RUNNING, "the VM has ended");
+        update_end(vm, VMUNIT_ERROR_NOT_RUNNING, "the VM has ended; update it now");
+        vm_show_death(vm);
+}
+
+static void on_died(void *userdata) {
+        VM *vm = userdata;
+
+        (void) FAULT_POINT("exit.seen", 0, 0);
+        /* Its last event, unread as yet, says why it ended. */
+        if (vm->vmm)
+                vm->ops->drain(vm->vmm);
+
+        if (start_owns_run(vm)) {
+                start_run_died(vm);
+                return;
+        }
+        vm_emit_changed(vm, "LeaderPID", NULL);
+        /* Without a connection the exit status has to tell what it was. */
+        if (is_live_state(vm->rec.state) && (vm->vmm || vm->heard_all || vm->last_event != _VMM_EVENT_MAX))
+                vm_died_unasked(vm);
+}
+
+static void set_exit_fields(VM *vm) {
+        const Run *r = vm->run;
+
+        vm->rec.exit_known = r->exit_known;
+        vm->rec.exit_code = r->exit_known && WIFEXITED(r->status) ? WEXITSTATUS(r->status) : 0;
+        vm->rec.exit_signal = r->exit_known && WIFSIGNALED(r->status) ? WTERMSIG(r->status) : 0;
+}
+
+static void vm_tell_exit(VM *vm) {
+        _cleanup_json_ json_object *d = json_object_new_object();
+        char text[128];
+        int r;
+
+        set_exit_fields(vm);
+        r = FAULT_POINT("exit.write", FAULT_FAILS, 0);
+        if (r >= 0)
+                r = store_begin(vm->manager->store);
+        if (r >= 0) {
+                r = store_update_vm(vm->manager->store, &vm->rec);
+                if (r >= 0)
+                        r = store_close_usage(vm->manager->store, vm->rec.id, now_realtime());
+                if (r >= 0)
+                        r = store_commit(vm->manager->store);
+                if (r < 0)
+                        store_rollback(vm->manager->store);
+        }
+        if (r < 0) {
+                vm->unsaved = true;
+                manager_save_later(vm->manager);
+        }
+        vm_emit_changed(vm, "ExitCode", "ExitSignal", "ExitKnown", NULL);
+
+        vm_describe_exit(vm, text, sizeof(text));
+        if (d && vm->rec.exit_known) {
+                json_object_object_add(d, "exit-code", json_object_new_int(vm->rec.exit_code));
+                json_object_object_add(d, "exit-signal", json_object_new_int(vm->rec.exit_signal));
+        }
+        vm_add_event(vm, "vmm-exited", d, "%s", text);
+}
+
+static void on_status(void *userdata) {
+        VM *vm = userdata;
+
+        if (start_owns_run(vm)) {
+                start_run_status(vm);
+                return;
+        }
+        if (!vm->run->dead)
+                return;
+
+        vm_tell_exit(vm);
+        if (is_live_state(vm->rec.state))
+                vm_died_unasked(vm);
+        if (vm->rec.state == VM_ERROR)
+                vm_log_last_words(vm);
+        vm_end_run(vm);
+}
+
+/* A stop by the host's shutdown does not end the intent to run, as one by an administrator does. */
+static void on_system_state(void *userdata, const char *value, const sd_bus_error *error) {
+        bool shutdown = value && streq(value, "stopping");
+        VM *vm = userdata;
+
+        vm->stop_query = systemd_call_free(vm->stop_query);
+        vm_log(vm, LOG_INFO, shutdown ? "systemd stops its scope: the host shuts down" : "systemd stops its scope");
+        if (start_owns_run(vm))
+                (void) start_cancel(vm, CALL_STOP, shutdown, NULL, NULL);
+        else if (is_live_state(vm->rec.state) || vm_get_condition(vm) == CONDITION_ERROR_ALIVE)
+                (void) vm_stop(vm, 0, VM_STOP_TIMEOUT_DEFAULT, shutdown, NULL, NULL, NULL);
+}
+
+static void on_stop_asked(void *userdata) {
+        VM *vm = userdata;
+
+        if (vm->stop_query)
+                return;
+        if (systemd_get_manager(vm->manager->systemd, "SystemState", on_system_state, vm, &vm->stop_query) < 0)
+                on_system_state(vm, NULL, NULL);
+}
+
+static void on_gone(void *userdata) {
+        VM *vm = userdata;
+        bool oom = streq(vm->run->result, "oom-kill");
+
+        if (vm->start) {
+                start_run_gone(vm);
+                return;
+        }
+
+        vm->clean = true;
+        vm->slice_left = vm->run->slice_left;
+        vm->run = run_free(vm->run);
+        if (oom && vm->rec.state == VM_ERROR)
+                (void) vm_transition(vm, TRANSITION_OOM_KILL, INTENT_KEEP, "It was killed for want of memory");
+
+        if (vm->stop)
+                stop_run_gone(vm);
+        else if (vm->rec.state == VM_REMOVING)
+                remove_run_gone(vm);
+}
+
+const RunHandler vm_run_handler = {
+        .died = on_died,
+        .status = on_status,
+        .stop_asked = on_stop_asked,
+        .gone = on_gone,
+};
+
+void vm_end_run(VM *vm) {
+        vm_disconnect(vm);
+        if (vm->run)
+                run_end(vm->run);
+}
+
+/* The VMM's API */
+
+static void on_running(VM *vm) {
+        if (vm->rec.state == VM_PAUSED)
+                (void) vm_transition(vm, TRANSITION_RESUMED, INTENT_KEEP, "The guest goes on");
+        else if (vm->rec.state == VM_ERROR || vm->rec.state == VM_STOPPED)
+                (void) vm_transition(vm, TRANSITION_FOUND_RUNNING, INTENT_KEEP, "%s", "");
+}
+
+static void on_paused(VM *vm, VMTransition t) {
+        if (vm->rec.state == VM_RUNNING && t == TRANSITION_IO_ERROR)
+                (void) vm_transition(vm, t, INTENT_KEEP, "A disk error has stopped the guest; Resume tries again");
+        else if (vm->rec.state == VM_RUNNING)
+                (void) vm_transition(vm, t, INTENT_KEEP, "The guest is paused");
+        else if (vm->rec.state == VM_ERROR || vm->rec.state == VM_STOPPED)
+                (void) vm_transition(vm, TRANSITION_FOUND_PAUSED, INTENT_KEEP, "%s", "");
+}
+
+static void on_reboot_finished(void *userdata, int error, const char *message) {
+        VM *vm = userdata;
+
+        if (error == 0)
+                vm_add_event(vm, "rebooted", NULL, "The guest was rebooted");
+        else if (error != -EPIPE && error != -ECANCELED && vm_is_alive(vm))
+                vm_put_down(vm, VMM_EVENT_GUEST_SHUTDOWN);
+}
+
+/* A reboot was cut off by the end of another daemon, between the guest's end and its new beginning. */
+static bool finish_reboot(VM *vm, VMMState state) {
+        if (vm->rec.state != VM_RUNNING)
+                return false;
+        if (state == VMM_STATE_SHUTDOWN)
+                return vm->ops->reboot(vm->vmm, on_reboot_finished, vm) >= 0;
+        return vm->ops->resume(vm->vmm, on_reboot_finished, vm) >= 0;
+}
+
+/* After (re)connecting: the state as the VMM says. */
+static void on_connected(VM *vm, VMMState state) {
+        switch (state) {
+        case VMM_STATE_RUNNING:
+                on_running(vm);
+                break;
+        case VMM_STATE_NOT_STARTED:
+                if (finish_reboot(vm, state))
+                        break;
+                __attribute__((__fallthrough__));
+        case VMM_STATE_PAUSED:
+                on_paused(vm, TRANSITION_PAUSED);
+                break;
+        case VMM_STATE_IO_ERROR:
+                on_paused(vm, TRANSITION_IO_ERROR);
+                break;
+        case VMM_STATE_SHUTDOWN:
+                if (!finish_reboot(vm, state))
+                        vm_put_down(vm, VMM_EVENT_GUEST_SHUTDOWN);
+                break;
+        case VMM_STATE_FAILED:
+                vm_put_down(vm, VMM_EVENT_FAILED);
+                break;
+        case VMM_STATE_UNKNOWN:
+                break;
+        }
+}
+
+static int on_reconnect(sd_event_source *source, uint64_t usec, void *userdata);
+
+static void reconnect_later(VM *vm) {
+        int r;
+
+        vm->reconnect = sd_event_source_disable_unref(vm->reconnect);
+        r = sd_event_add_time_relative(vm->manager->event, &vm->reconnect, CLOCK_MONOTONIC, RECONNECT_USEC, 0, on_reconnect, vm);
+        if (r < 0)
+                vm_log(vm, LOG_ERR, "no timer for the next connection: %s", strerror(-r));
+}
+
+static void connect_or_later(VM *vm) {
+        int r;
+
+        r = vm_connect(vm);
+        if (r < 0) {
+                vm_log(vm, LOG_WARNING, "can't connect to %s: %s", vm_backend_title(vm), strerror(-r));
+                reconnect_later(vm);
+        }
+}
+
+static int on_reconnect(sd_event_source *source, uint64_t usec, void *userdata) {
+        VM *vm = userdata;
+
+        vm->reconnect = sd_event_source_disable_unref(vm->reconnect);
+        if (vm->vmm || !vm_is_alive(vm))
+                return 0;
+        vm_log(vm, LOG_WARNING, "the connection to %s is lost; trying again", vm_backend_title(vm));
+        connect_or_later(vm);
+        return 0;
+}
+
+/* Most often its process is about to end. If it is not, another connection may do better. */
+static void on_disconnected(VM *vm, int error) {
+        vm_log(vm, LOG_DEBUG, "the connection to %s is lost: %s", vm_backend_title(vm), strerror(-error));
+        vm_disconnect(vm);
+        vm->heard_all = error == -EPIPE;
+        reconnect_later(vm);
+}
+
+/* What changes no state, and what a VMM can say as often as it likes */
+static void vm_note(VM *vm, const char *type, const char *sentence) {
+        uint64_t now = now_realtime();
+
+        if (now < vm->notes_usec || now - vm->notes_usec >= NOTES_USEC) {
+                vm->notes_usec = now;
+                vm->n_notes = 0;
+        }
+        if (vm->n_notes++ < NOTES_MAX)
+                vm_add_event(vm, type, NULL, "%s", sentence);
+        else if (vm->n_notes == NOTES_MAX + 1)
+                vm_log(vm, LOG_WARNING, "%s tells of more than can be kept for now", vm_backend_title(vm));
+}
+
+static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int error) {
+        VM *vm = userdata;
+        bool rebooting = vm->job && vm->job->call == CALL_REBOOT;
+
+        vm->vmm_state = state;
+        if (vm->start) {
+                if (event == VMM_EVENT_GUEST_SHUTDOWN || event == VMM_EVENT_GUEST_PANICKED)
+                        vm->last_event = event;
+                start_vmm_event(vm, event, state, error);
+                return;
+        }
+
+        switch (event) {
+        case VMM_EVENT_CONNECTED:
+                vm_log(vm, LOG_DEBUG, "%s answers", vm_backend_title(vm));
+                on_connected(vm, state);
+                stop_connected(vm);
+                break;
+        case VMM_EVENT_RUNNING:
+                if (!rebooting)
+                        on_running(vm);
+                break;
+        case VMM_EVENT_PAUSED:
+                if (!rebooting)
+                        on_paused(vm, TRANSITION_PAUSED);
+                break;
+        case VMM_EVENT_IO_ERROR:
+                on_paused(vm, TRANSITION_IO_ERROR);
+                break;
+        case VMM_EVENT_POWER_BUTTON:
+                vm_note(vm, "power-button", "The power button was pressed");
+                break;
+        case VMM_EVENT_GUEST_RESET:
+                vm->last_event = _VMM_EVENT_MAX;
+                vm_note(vm, "guest-reset", "The guest was reset");
+                break;
+        case VMM_EVENT_GUEST_SHUTDOWN:
+                vm->last_event = event; /* also in a reboot: what belongs to that is not told */
+                break;
+        case VMM_EVENT_GUEST_PANICKED:
+                vm_put_down(vm, event);
+                break;
+        case VMM_EVENT_FAILED:
+                vm_put_down(vm, event);
+                break;
+        case VMM_EVENT_SHUTDOWN:
+                /* by a signal from outside, or by our own stop: the process's end says the rest */
+                break;
+        case VMM_EVENT_DISCONNECTED:
+                on_disconnected(vm, error);
+                break;
+        case _VMM_EVENT_MAX:
+                break;
+        }
+}
+
+int vm_connect(VM *vm) {
+        _cleanup_free_ char *path = NULL;
+
+        path = strjoinf("%s/%s", vm->run_dir, vm->ops->socket);
+        if (!path)
+                return -ENOMEM;
+        vm->last_event = _VMM_EVENT_MAX;
+        vm->heard_all = false;
+        return vm->ops->connect(vm->manager->event, path, on_vmm_event, vm, &vm->vmm);
+}
+
+bool vm_is_connected(const VM *vm) {
+        return vm->vmm && vm->vmm_state != VMM_STATE_UNKNOWN;
+}
+
+void vm_disconnect(VM *vm) {
+        VMM *v = TAKE_PTR(vm->vmm);
+
+        vm->vmm_state = VMM_STATE_UNKNOWN;
+        if (v)
+                v->ops->free(v);
+}
+
+/* Takeover */
+
+int vm_find_run(VM *vm) {
+        int r;
+
+        r = run_new(vm->manager->event, vm->manager->systemd, &vm_run_handler, vm, &vm->run);
+        if (r < 0)
+                return r;
+        vm->run->scope = vm->scope;
+        vm->run->slice = vm->slice;
+        vm->run->run_dir = vm->run_dir;
+        return run_find(vm->run, vm->manager->boot_id);
+}
+
+/* Nobody waits for it any more, but a restart policy goes on, and what is to run after a boot of the host is not forgotten. */
+static void start_interrupted(VM *vm) {
+        const Config *c = vm->manager->config;
+
+        if (vm->rec.restart_count == 0) {
+                (void) vm_transition(vm, TRANSITION_START_FAILED, false, "vmunitd was interrupted while it started");
+                return;
+        }
+        (void) vm_transition(vm, TRANSITION_RESTART_FAILED, INTENT_KEEP, "vmunitd was interrupted while it started");
+        if (vm->definition->restart_policy == RESTART_NO && vm->rec.restart_count < vm->definition->restart_max)
+                (void) restart_plan_start(vm, now_realtime() + c->restart_usec, vm->rec.restart_count);
+}
+
+static void found_alive(VM *vm) {
+        vm_log(vm, LOG_INFO, "found again, PID %d", (int) vm->run->pid);
+        if (!vm->ops) { /* the database was older than this run */
+                vm->ops = vmm_ops(backend_from_string(vm->run->backend));
+                (void) free_and_strdup(&vm->rec.backend, vm->run->backend);
+        }
+        if (!vm->ops) {
+                run_kill(vm->run);
+                return;
+        }
+        if (vm->run->helper_dead)
+                run_kill(vm->run); /* as when its parent dies before our eyes */
+        connect_or_later(vm);
+
+        switch (vm->rec.state) {
+        case VM_STARTING:
+                run_kill(vm->run); /* before it is written that nothing runs */
+                start_interrupted(vm);
+                break;
+        case VM_STOPPING: {
+                Job *j;
+
+                if (job_new(vm, CALL_STOP, 0, &j) >= 0)
+                        (void) stop_begin(vm, VM_STOP_TIMEOUT_DEFAULT);
+                break;
+        }
+        default:
+                break;
+        }
+}
+
+static void found_exit(VM *vm) {
+        _cleanup_free_ char *path = strjoinf("%s/exit", vm->run_dir);
+
+        if (path && helper_read_exit(path, &vm->run->status) >= 0)
+                vm->run->exit_known = true;
+        vm_tell_exit(vm);
+}
+
+static void found_dead(VM *vm) {
+        vm->run->dead = true;
+
+        switch (vm->rec.state) {
+        case VM_STARTING:
+                start_interrupted(vm);
+                break;
+        case VM_STOPPING:
+                (void) vm_transition(vm, TRANSITION_STOPPED, INTENT_KEEP, "It has stopped while vmunitd was away");
+                break;
+        case VM_RUNNING:
+        case VM_PAUSED:
+                found_exit(vm);
+                vm_show_death(vm);
+                if (vm->rec.state == VM_ERROR)
+                        vm_log_last_words(vm);
+                break;
+        default:
+                /* An Error or a Stopped whose VMM lived on has an interval that is open still. */
+                if (store_usage_is_open(vm->manager->store, vm->rec.id) > 0)
+                        found_exit(vm);
+                break;
+        }
+        vm->run->status_told = true;
+        vm_end_run(vm);
+}
+
+static bool other_boot(const VM *vm) {
+        return vm->rec.boot_id[0] && !streq(vm->rec.boot_id, vm->manager->boot_id);
+}
+
+int vm_take_over(VM *vm) {
+        int r;
+
+        if (vm->rec.restart_at > 0 && other_boot(vm)) {
+                vm->rec.restart_at = 0; /* what is to run after a boot is told by OnBoot= */
+                (void) vm_write_record(vm, &vm->rec);
+        }
+        restart_arm(vm);
+        if (vm->rec.state == VM_REMOVING)
+                return remove_begin(vm);
+        if (other_boot(vm) && vm->rec.state != VM_ERROR && vm->rec.state != VM_STOPPED)
+                return vm_transition(vm, TRANSITION_HOST_REBOOT, INTENT_KEEP, "The host was rebooted");
+
+        (void) FAULT_POINT("takeover.before", 0, 0);
+        r = vm_find_run(vm);
+        if (r < 0 && r != -ENOENT && r != -ESRCH && r != -EXDEV)
+                return r; /* that tells nothing of the VM */
+        if (r == -ENOENT && vm->rec.state == VM_STOPPED && access(vm->run_dir, F_OK) < 0) {
+                vm->run = run_free(vm->run); /* as it should be */
+                return 0;
+        }
+        (void) FAULT_POINT("takeover.found", FAULT_VMM, vm_leader_pid(vm));
+        if (r >= 0)
+                found_alive(vm);
+        else
+                found_dead(vm);
+        (void) FAULT_POINT("takeover.after", FAULT_VMM, vm_leader_pid(vm));
+        return 0;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "core/definition.h"
+#include "core/job.h"
+#include "core/run.h"
+#include "vmm/vmm.h"
+
+typedef struct Start Start;
+typedef struct Stop Stop;
+
+struct VM {
+        Manager *manager;
+        VM *next;
+
+        VMRecord rec;                   /* what is in the store */
+        bool unsaved;                   /* … or would be, if the last write had not failed */
+        Definition *definition;
+        char definition_hash[65];
+        char *scope, *slice;            /* unit names */
+        char *run_dir, *state_dir;      /* /run/vmunit/vms/<id>, /var/lib/vmunit/vms/<id> */
+
+        Job *job;                       /* the operation under way, or NULL */
+        Start *start;                   /* what a start has built so far, while it goes on */
+        Stop *stop;                     /* a stop, kill or reboot under way */
+        Run *run;                       /* the VMM's processes and units, also while they go away */
+        VMM *vmm;                       /* its API, NULL when not connected */
+        const VMMOps *ops;              /* of the back end chosen, or NULL */
+        VMMState vmm_state;             /* what it said last */
+        VMMEvent last_event;            /* why it may be about to end; _VMM_EVENT_MAX: nothing said */
+        bool loaded;                    /* it was in the store when the daemon started */
+        bool published;                 /* it is on the bus */
+        bool clean;                     /* the last run has left nothing, as this daemon saw itself */
+        bool slice_left;                /* … but for its slice, which somebody else's unit keeps */
+        SystemdCall *stop_query;        /* is it the host's shutdown that stops its scope? */
+        bool asked_to_stop;             /* by manager_stop_all() */
+        bool by_itself;                 /* the start under way was asked for by nobody */
+        sd_event_source *restart_timer;
+        uint64_t notes_usec;            /* CLOCK_REALTIME: since when its VMM's remarks are counted, */
+        unsigned n_notes;               /* of which history takes a bounded number */
+        bool heard_all;                 /* the VMM itself has closed the connection, so no event is missing */
+        sd_event_source *reconnect;
+        sd_event_source *call_timer;    /* of a reboot: how long the guest may take */
+
+        sd_event_source *retry;         /* of a removal that is blocked */
+        uint64_t retry_usec;
+        uint64_t stop_timeout_usec;     /* of a stop that begins */
+        Definition *update;             /* what an update under way will make of the definition */
+        char *update_next;              /* … and of the one for the next start */
+        SystemdCall *update_call;
+};
+
+/* Whether a VMM of this VM lives: its pidfd and scope were proven, and it has not ended. */
+bool vm_is_alive(const VM *vm);
+VMCondition vm_get_condition(const VM *vm);
+/* 0 if none */
+pid_t vm_leader_pid(const VM *vm);
+
+/* Operations. Gives 0 when done at once (cb does not run), 1 when under way (cb will run once, unless it is NULL), or -errno with error
+ * set, when refused and nothing has changed. They don't depend on their caller: the work goes on if it leaves. */
+int vm_start(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error);
+/* timeout_usec: until the hard way; USEC_INFINITY: for ever; VM_STOP_TIMEOUT_DEFAULT: as the definition says. */
+#define VM_STOP_TIMEOUT_DEFAULT (UINT64_MAX - 1)
+int vm_stop(VM *vm, uid_t caller, uint64_t timeout_usec, bool keep_intent, done_cb cb, void *userdata, sd_bus_error *error);
+int vm_kill(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error);
+int vm_reboot(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error);
+int vm_reset(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error);
+int vm_pause(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error);
+int vm_resume(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error);
+/* Gives 0 as soon as the removal is durable; it goes on by itself. */
+int vm_remove(VM *vm, uid_t caller, bool force, sd_bus_error *error);
+int vm_update(VM *vm, uid_t caller, const char *patch, bool next_start, done_cb cb, void *userdata, sd_bus_error *error);
+
+/* The definition as JSON, normalised. */
+int vm_get_definition(VM *vm, char **ret);
+
+/* Counters: those of the slice by systemd's names, then the VMM's own. Answers by its own deadline, whatever else goes on. The
+ * callback runs once, unless -errno with error set was given. */
+typedef struct Counter {
+        char name[64];
+        uint64_t value;
+} Counter;
+typedef void (*stats_cb)(void *userdata, const sd_bus_error *error, const Counter *counters, size_t n);
+int vm_get_stats(VM *vm, stats_cb cb, void *userdata, sd_bus_error *error);
+
+/* A stream of the serial port; the callback owns fd. */
+typedef void (*console_cb)(void *userdata, const sd_bus_error *error, int fd);
+int vm_open_console(VM *vm, console_cb cb, void *userdata, sd_bus_error *error);
+
+/* The newest bytes of the serial port's log, of this run or the last. The caller frees. */
+int vm_get_console_log(VM *vm, uint64_t max, char **ret, size_t *ret_size);
+/* What the VMM wrote on its standard error last: valid UTF-8, control characters escaped, at most 4 KiB. */
+int vm_get_last_output(VM *vm, char **ret);

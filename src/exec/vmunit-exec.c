@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* The VMM's parent in its scope. It waits for the daemon's word to fork and to execute, then holds the console, and writes
+ * the VMM's exit status. It lives as long as the VMM; the VMM dies with it. */
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "basic/cap-util.h"
+#include "basic/fd-util.h"
+#include "basic/pidfd-util.h"
+#include "basic/process-util.h"
+#include "exec/console.h"
+
+typedef struct Vmm {
+        char *program;
+        char **argv;
+        int n_fds;
+        int in, out, err;       /* its ends of the pipes */
+        int sync;               /* the child's end: `go` comes in, an error goes out, execve(2) closes it */
+} Vmm;
+
+static void say(uint32_t type, pid_t pid, int error, const char *stage, int pidfd) {
+        ExecEvent ev = { .type = type, .pid = pid, .error = error };
+
+        (void) snprintf(ev.stage, sizeof(ev.stage), "%s", stage);
+        (void) send_with_fds(EXEC_FD_CONTROL, &ev, sizeof(ev), &pidfd, pidfd >= 0);
+}
+
+static _Noreturn void fail(int error, const char *stage) {
+        say(EXEC_FAILED, 0, error, stage, -EBADF);
+        _exit(EXIT_FAILURE);
+}
+
+/* Anything but the word that is due, end of file above all, ends us, and by PR_SET_PDEATHSIG the child. */
+static void wait_for(char word) {
+        char got[2];
+        ssize_t n;
+
+        do
+                n = recv(EXEC_FD_CONTROL, got, sizeof(got), 0);
+        while (n < 0 && errno == EINTR);
+        if (n != 1 || got[0] != word)
+                _exit(EXIT_FAILURE);
+}
+
+static char **read_argv(void) {
+        char *text, *end, **argv;
+        struct stat st;
+        size_t n = 0;
+
+        if (fstat(EXEC_FD_ARGV, &st) < 0 || st.st_size <= 0)
+                return NULL;
+        text = mmap(NULL, (size_t) st.st_size, PROT_READ, MAP_PRIVATE, EXEC_FD_ARGV, 0);
+        if (text == MAP_FAILED)
+                return NULL;
+        end = text + st.st_size;
+        if (end[-1])
+                return NULL;
+
+        for (char *p = text; p < end; p += strlen(p) + 1)
+                n++;
+        argv = new0(char *, n + 1);
+        n = 0;
+        for (char *p = text; argv && p < end; p += strlen(p) + 1)
+                argv[n++] = p;
+        return argv;
+}
+
+/* 0-2 are the pipes, 3… the VMM's own, the one after them `sync`; nothing else stays. */
+static int arrange_fds(Vmm *v) {
+        int end = 3 + v->n_fds, sync;
+
+        sync = fcntl(v->sync, F_DUPFD_CLOEXEC, EXEC_FD_VMM + v->n_fds);
+        if (sync < 0 || dup2(v->in, 0) < 0 || dup2(v->out, 1) < 0 || dup2(v->err, 2) < 0)
+                return -errno;
+        for (int i = 0; i < v->n_fds; i++)
+                if (dup2(EXEC_FD_VMM + i, 3 + i) < 0)
+                        return -errno;
+        if (dup3(sync, end, O_CLOEXEC) < 0)
+                return -errno;
+        v->sync = end;
+        return close_range((unsigned) end + 1, ~0U, 0) < 0 ? -errno : 0;
+}
+
+static _Noreturn void run_vmm(Vmm *v, pid_t parent) {
+        struct { int32_t error; char stage[16]; } bad = { .stage = "fds" };
+        char go;
+
+        bad.error = arrange_fds(v);
+        if (bad.error == 0) {
+                reset_signals();
+                (void) setsid();
+
+                /* Last, for a change of ids or capabilities would undo it. */
+                (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+                if (getppid() != parent || recv(v->sync, &go, 1, 0) != 1)
+                        _exit(EXIT_FAILURE);
+
+                execv(v->program, v->argv);
+                bad.error = -errno;
+                strcpy(bad.stage, "execve");
+        }
+        (void) send(v->sync, &bad, sizeof(bad), MSG_NOSIGNAL);
+        _exit(127);
+}
+
+/* ours: which end is kept, non-blocking for this process alone */
+static int make_pipe(int *ret_ours, int *ret_theirs, int ours) {
+        int p[2];
+
+        if (pipe2(p, O_CLOEXEC) < 0 || fcntl(p[ours], F_SETFL, O_NONBLOCK) < 0)
+                return -errno;
+        *ret_ours = p[ours];
+        *ret_theirs = p[!ours];
+        return 0;
+}
+
+static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
+        int sync[2], r;
+        pid_t pid, self = getpid();
+
+        if ((r = make_pipe(&c->in, &v->in, 1)) < 0 || (r = make_pipe(&c->out, &v->out, 0)) < 0 ||
+            (r = make_pipe(&c->err, &v->err, 0)) < 0)
+                fail(r, "pipe");
+        if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sync) < 0)
+                fail(-errno, "socketpair");
+
+        v->sync = sync[1];
+        pid = fork();
+        if (pid < 0)
+                fail(-errno, "fork");
+        if (pid == 0)
+                run_vmm(v, self);
+
+        *ret_pidfd = pidfd_open_pid(pid);
+        if (*ret_pidfd < 0)
+                fail(*ret_pidfd, "pidfd_open");
+        close_many((int[]) { v->in, v->out, v->err, v->sync, EXEC_FD_ARGV }, 5);
+        for (int i = 0; i < v->n_fds; i++)
+                safe_close(EXEC_FD_VMM + i);
+        *ret_sync = sync[0];
+        return pid;
+}
+
+static void execute(pid_t pid, int sync) {
+        struct { int32_t error; char stage[16]; } bad;
+        ssize_t n;
+
+        if (send(sync, "g", 1, MSG_NOSIGNAL) < 0)
+                fail(-ECHILD, "go");
+        do
+                n = recv(sync, &bad, sizeof(bad), 0);
+        while (n < 0 && errno == EINTR);
+        if (n == sizeof(bad)) {
+                bad.stage[sizeof(bad.stage) - 1] = 0;
+                fail(bad.error, bad.stage);
+        }
+        safe_close(sync);
+        say(EXEC_DONE, pid, 0, "", -EBADF);
+        safe_close(EXEC_FD_CONTROL);
+}
+
+static void write_exit(pid_t pid) {
+        ExitRecord record = { .magic = EXIT_RECORD_MAGIC };
+
+        while (waitpid(pid, &record.status, 0) < 0)
+                if (errno != EINTR)
+                        return;
+        (void) loop_write(EXEC_FD_EXIT, &record, sizeof(record));
+}
+
+int main(int argc, char *argv[]) {
+        static Console c;
+        int sync, pidfd, r;
+        pid_t pid;
+        Vmm v;
+
+        if (argc != 4)
+                return EXIT_FAILURE;
+        v = (Vmm) { .program = argv[1], .n_fds = atoi(argv[3]), .argv = read_argv() };
+        if (!v.argv)
+                fail(-EINVAL, "argv");
+
+        /* The end of the VMM is the end of this process, not a signal to the whole scope. */
+        for (const int *s = (const int[]) { SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE, 0 }; *s; s++)
+                (void) signal(*s, SIG_IGN);
+        c.listener = EXEC_FD_EXEC;
+        ring_init(&c.log, EXEC_FD_CONSOLE_LOG, strtoull(argv[2], NULL, 10));
+        ring_init(&c.last_output, EXEC_FD_LAST_OUTPUT, LAST_OUTPUT_MAX);
+
+        wait_for(EXEC_FORK);
+        pid = fork_vmm(&v, &c, &sync, &pidfd);
+        say(EXEC_FORKED, pid, 0, "", pidfd);
+        wait_for(EXEC_GO);
+
+        /* From here on nothing here is worth a right, and the VMM, of the same uid, must not reach in. */
+        r = cap_set(0);
+        if (r < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+                fail(r < 0 ? r : -errno, "drop rights");
+
+        execute(pid, sync);
+        console_run(&c, pidfd);
+        write_exit(pid);
+        _exit(EXIT_SUCCESS);
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+
+#include "basic/cap-util.h"
+#include "basic/exec-protocol.h"
+#include "basic/fd-util.h"
+#include "basic/pidfd-util.h"
+#include "basic/process-util.h"
+#include "basic/program-util.h"
+#include "launch/launch.h"
+
+#define VMM_FDS_MAX (SCM_FDS_MAX - _HELPER_FD_MAX)
+#define ARGUMENTS_MAX 1024U
+#define CONSOLE_LOG_SIZE_MIN 4096U
+#define CONSOLE_LOG_SIZE_MAX (UINT64_C(1) << 30)
+
+/* A VMM that is root's: it opens its kernel by /proc/self/fd, also where the file is not root's, and forwards ports. */
+#define VMM_RIGHTS (CAP_BIT(CAP_DAC_READ_SEARCH) | CAP_BIT(CAP_NET_BIND_SERVICE))
+
+/* What a VMM may be given: files, disks, and the listening socket of its API. */
+static bool is_vmm_fd(int fd) {
+        struct stat st;
+        int flags = fcntl(fd, F_GETFL);
+
+        if (flags < 0 || (flags & O_PATH) || fstat(fd, &st) < 0)
+                return false;
+        return S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || fd_is_unix_socket(fd, SOCK_STREAM, 1);
+}
+
+static bool fds_valid(const Request *r, size_t n_vmm) {
+        if (n_vmm > VMM_FDS_MAX || r->n_fds != _HELPER_FD_MAX + n_vmm)
+                return false;
+        if (!fd_is_unix_socket(r->fds[HELPER_FD_CONTROL], SOCK_SEQPACKET, 0) ||
+            !fd_is_unix_socket(r->fds[HELPER_FD_EXEC], SOCK_SEQPACKET, 1) ||
+            !fd_is_writable_file(r->fds[HELPER_FD_EXIT]) ||
+            !fd_is_writable_file(r->fds[HELPER_FD_CONSOLE_LOG]) ||
+            !fd_is_writable_file(r->fds[HELPER_FD_LAST_OUTPUT]))
+                return false;
+        for (size_t i = 0; i < n_vmm; i++)
+                if (!is_vmm_fd(r->fds[_HELPER_FD_MAX + i]))
+                        return false;
+        return true;
+}
+
+static bool argv_valid(const char *argv, size_t size) {
+        size_t n = 0;
+
+        if (size == 0 || !argv[0] || argv[size - 1])
+                return false;
+        for (size_t i = 0; i < size; i++)
+                n += !argv[i];
+        return n <= ARGUMENTS_MAX;
+}
+
+static int validate(const Request *r) {
+        const StartRequest *q = (const StartRequest *) r->header;
+
+        if (r->size < sizeof(*q) || q->argv_size != r->size - sizeof(*q) || q->reserved != 0 ||
+            q->console_log_max < CONSOLE_LOG_SIZE_MIN || q->console_log_max > CONSOLE_LOG_SIZE_MAX)
+                return -EINVAL;
+        return argv_valid(q->argv, q->argv_size) && fds_valid(r, q->n_fds) ? 0 : -EINVAL;
+}
+
+static _Noreturn void run_helper(const char *exec_path, const char *program, const StartRequest *q, const int *fds) {
+        char log_max[24], n_fds[12];
+        char *argv[] = { (char *) "vmunit-exec", (char *) program, log_max, n_fds, NULL };
+        char *env[] = { (char *) "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", NULL };
+        int null, r;
+
+        (void) snprintf(log_max, sizeof(log_max), "%" PRIu64, q->console_log_max);
+        (void) snprintf(n_fds, sizeof(n_fds), "%" PRIu32, q->n_fds);
+
+        reset_process();
+        null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        r = null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 ? -errno : 0;
+        if (r == 0)
+                r = place_fds(fds, EXEC_FD_VMM - EXEC_FD_CONTROL + q->n_fds);
+        if (r == 0)
+                r = cap_confine(VMM_RIGHTS);
+        if (r == 0) {
+                reset_signals();
+                (void) execve(exec_path, argv, env);
+                r = -errno;
+        }
+
+        /* The daemon sees the end of the control socket. The log's own fd is gone. */
+        (void) dprintf(2, "<3>Cannot execute %s: %s\n", exec_path, strerror(-r));
+        _exit(EXIT_FAILURE);
+}
+
+static int start_helper(const Request *r, const Config *config, const char *exec_path, pid_t *ret_pid) {
+        const StartRequest *q = (const StartRequest *) r->header;
+        _cleanup_close_ int argv_fd = -EBADF;
+        int fds[SCM_FDS_MAX + 1], k;
+        char program[PATH_MAX];
+        struct stat st;
+        pid_t pid;
+
+        k = validate(r);
+        if (k < 0)
+                return k;
+        k = program_find(config, q->program, program, &st);
+        if (k < 0)
+                return k;
+        argv_fd = memfd_new("argv", q->argv, q->argv_size);
+        if (argv_fd < 0)
+                return argv_fd;
+
+        /* In the order of EXEC_FD_* */
+        memcpy(fds, r->fds, _HELPER_FD_MAX * sizeof(int));
+        fds[_HELPER_FD_MAX] = argv_fd;
+        memcpy(fds + _HELPER_FD_MAX + 1, r->fds + _HELPER_FD_MAX, q->n_fds * sizeof(int));
+
+        pid = fork();
+        if (pid < 0)
+                return -errno;
+        if (pid == 0)
+                run_helper(exec_path, program, q, fds);
+        *ret_pid = pid;
+        return pidfd_open_pid(pid);
+}
+
+pid_t start_run(int sock, const Request *r, const Config *config, const char *exec_path) {
+        StartReply reply = { .header = { .magic = LAUNCH_MAGIC, .type = LAUNCH_START, .size = sizeof(reply) } };
+        _cleanup_close_ int pidfd = -EBADF;
+        pid_t pid = 0;
+        int k;
+
+        pidfd = start_helper(r, config, exec_path, &pid);
+        reply.error = MIN(pidfd, 0);
+        reply.pid = pidfd < 0 ? 0 : pid;
+        k = send_with_fds(sock, &reply, sizeof(reply), &pidfd, pidfd >= 0);
+
+        /* Nobody knows of it: it must not stay. */
+        if (pid > 0 && (k < 0 || pidfd < 0))
+                (void) kill(pid, SIGKILL);
+        return pid > 0 ? pid : reply.error;
+}

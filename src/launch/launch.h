@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "basic/launch-protocol.h"
+
+/* A request as it came: nothing in it is believed but size and magic of the header. */
+typedef struct Request {
+        const LaunchHeader *header;
+        size_t size;            /* of the datagram */
+        const int *fds;
+        size_t n_fds;
+        int refused;            /* OPEN: the error to answer at once */
+} Request;
+
+/* Two requests may wait for a file system or a program: a child does them and answers by itself. */
+void open_run(int sock, const Request *r);
+void probe_run(int sock, const Request *r, const Config *config);
+
+/* Checks all, forks the helper, answers. Gives the helper's pid, or a negative errno, which it has answered, too. */
+pid_t start_run(int sock, const Request *r, const Config *config, const char *exec_path);

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* Opens files and makes processes for a daemon that may do neither. One request a connection; no state but the connections
+ * and the children, each of which may be lost at any time: a helper lives by its control socket, not by this. */
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <systemd/sd-daemon.h>
+
+#include "basic/fd-util.h"
+#include "basic/log.h"
+#include "basic/process-util.h"
+#include "launch/launch.h"
+
+#define CONNECTIONS_MAX 1024U
+#define HUNG_MAX 4U /* opens of an owner that hang and cannot be killed */
+
+typedef struct Connection {
+        struct Connection *next;
+        int fd;                 /* -EBADF: closed, the child is still to be reaped */
+        size_t slot;            /* where it is polled; 0: nowhere */
+        uint32_t type;          /* 0: no request yet */
+        uid_t uid;
+        pid_t child;
+} Connection;
+
+typedef struct Launcher {
+        int signals;
+        bool resting;           /* accept() failed for lack of something: pause */
+        size_t n_open;
+        Connection *connections;
+        Config *config;
+        const char *root, *exec_path;
+} Launcher;
+
+static void connection_close(Launcher *l, Connection *c) {
+        if (c->fd >= 0)
+                l->n_open--;
+        c->fd = safe_close(c->fd);
+}
+
+static void connection_free(Launcher *l, Connection *c) {
+        Connection **p = &l->connections;
+
+        while (*p != c)
+                p = &(*p)->next;
+        *p = c->next;
+        connection_close(l, c);
+        free(c);
+}
+
+/* A helper's pid stays taken until the daemon has closed the connection: it gives the number to PID 1. */
+static void connection_reap(Launcher *l, Connection *c) {
+        if (c->child > 0 && (c->type != LAUNCH_START || c->fd < 0) && waitpid(c->child, NULL, WNOHANG) == c->child)
+                c->child = 0;
+        if (c->child == 0 && (c->fd < 0 || c->type != LAUNCH_START))
+                connection_free(l, c);
+}
+
+/* The client has left. */
+static void connection_hangup(Launcher *l, Connection *c) {
+        if (c->child > 0 && c->type != LAUNCH_START)
+                (void) kill(c->child, SIGKILL);
+        connection_close(l, c);
+        connection_reap(l, c);
+}
+
+static void run_worker(Launcher *l, Connection *c, const Request *r, pid_t parent) {
+        (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+        if (getppid() != parent)
+                return;
+        reset_signals();
+
+        /* Whoever waits for the end of another connection must not wait for this. */
+        if (place_fds(&c->fd, 1) < 0)
+                return;
+        if (c->type == LAUNCH_OPEN)
+                open_run(3, r);
+        else
+                probe_run(3, r, l->config);
+}
+
+static int fork_worker(Launcher *l, Connection *c, const Request *r) {
+        pid_t self = getpid(), pid;
+
+        pid = fork();
+        if (pid < 0)
+                return -errno;
+        if (pid == 0) {
+                run_worker(l, c, r, self);
+                _exit(EXIT_SUCCESS);
+        }
+        c->child = pid;
+        return 0;
+}
+
+static size_t count_hung(Launcher *l, uid_t uid) {
+        size_t n = 0;
+
+        for (Connection *c = l->connections; c; c = c->next)
+                n += c->type == LAUNCH_OPEN && c->fd < 0 && c->uid == uid;
+        return n;
+}
+
+static int dispatch(Launcher *l, Connection *c, Request *r) {
+        const LaunchHeader *h = r->header;
+        pid_t pid;
+
+        if (r->size < sizeof(*h) || h->magic != LAUNCH_MAGIC || h->size != r->size || h->reserved != 0)
+                return -EBADMSG;
+
+        c->type = h->type;
+        switch (h->type) {
+        case LAUNCH_OPEN:
+                if (r->size >= sizeof(OpenRequest))
+                        c->uid = ((const OpenRequest *) h)->uid;
+                r->refused = count_hung(l, c->uid) < HUNG_MAX ? 0 : -EBUSY;
+                return fork_worker(l, c, r);
+        case LAUNCH_PROBE:
+                return fork_worker(l, c, r);
+        case LAUNCH_START:
+                pid = start_run(c->fd, r, l->config, l->exec_path);
+                c->child = MAX(pid, 0);
+                return MIN(pid, 0);
+        default:
+                return -EBADMSG;
+        }
+}
+
+static void connection_request(Launcher *l, Connection *c) {
+        static _Alignas(8) char buffer[LAUNCH_MESSAGE_MAX];
+        int fds[SCM_FDS_MAX], r;
+        size_t n_fds = SCM_FDS_MAX;
+        ssize_t n;
+
+        n = recv_with_fds(c->fd, buffer, sizeof(buffer), fds, &n_fds);
+        if (n == -EAGAIN)
+                return;
+        if (n <= 0)
+                r = (int) n;
+        else {
+                Request q = { .header = (LaunchHeader *) buffer, .size = (size_t) n, .fds = fds, .n_fds = n_fds };
+                r = dispatch(l, c, &q);
+                close_many(fds, n_fds);
+        }
+
+        if (r == -EBADMSG || r == -EMSGSIZE)
+                log_warning_errno(r, "Refused a request that is not of the protocol");
+        if (r < 0 || n == 0)
+                connection_hangup(l, c);
+}
+
+static void accept_connection(Launcher *l) {
+        _cleanup_close_ int fd = accept4(SD_LISTEN_FDS_START, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        struct ucred cred;
+        socklen_t size = sizeof(cred);
+        Connection *c;
+
+        if (fd < 0) {
+                l->resting = errno != EAGAIN && errno != EINTR && errno != ECONNABORTED;
+                return;
+        }
+        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &size) < 0 || cred.uid != 0) {
+                log_warning("Refused a client that is not root");
+                return;
+        }
+        c = new(Connection, 1);
+        if (!c)
+                return;
+        *c = (Connection) { .next = l->connections, .fd = TAKE_FD(fd) };
+        l->connections = c;
+        l->n_open++;
+}
+
+static void reap_children(Launcher *l) {
+        struct signalfd_siginfo si;
+
+        while (read(l->signals, &si, sizeof(si)) > 0)
+                ;
+        for (Connection *c = l->connections, *next; c; c = next) {
+                next = c->next;
+                if (c->child > 0)
+                        connection_reap(l, c);
+        }
+}
+
+enum { POLL_SIGNALS, POLL_LISTENER, POLL_CONNECTIONS };
+
+static void run_once(Launcher *l) {
+        static struct pollfd p[POLL_CONNECTIONS + CONNECTIONS_MAX];
+        bool deaf = l->resting || l->n_open >= CONNECTIONS_MAX;
+        size_t n = POLL_CONNECTIONS;
+
+        p[POLL_SIGNALS] = (struct pollfd) { .fd = l->signals, .events = POLLIN };
+        p[POLL_LISTENER] = (struct pollfd) { .fd = deaf ? -1 : SD_LISTEN_FDS_START, .events = POLLIN };
+        for (Connection *c = l->connections; c; c = c->next) {
+                c->slot = c->fd < 0 ? 0 : n++;
+                if (c->slot > 0)
+                        p[c->slot] = (struct pollfd) { .fd = c->fd, .events = POLLIN };
+        }
+
+        if (poll(p, n, l->resting ? 100 : -1) < 0)
+                return;
+        l->resting = false;
+
+        for (Connection *c = l->connections, *next; c; c = next) {
+                next = c->next;
+                if (c->slot == 0 || !p[c->slot].revents)
+                        continue;
+                if (c->type == 0)
+                        connection_request(l, c);
+                else
+                        connection_hangup(l, c);
+        }
+        if (p[POLL_SIGNALS].revents)
+                reap_children(l);
+        if (p[POLL_LISTENER].revents)
+                accept_connection(l);
+}
+
+static int prepare(Launcher *l) {
+        sigset_t mask;
+        int r;
+
+        if (sd_listen_fds(1) != 1 || sd_is_socket(SD_LISTEN_FDS_START, AF_UNIX, SOCK_SEQPACKET, 1) <= 0 ||
+            fcntl(SD_LISTEN_FDS_START, F_SETFL, O_NONBLOCK) < 0)
+                return log_error_errno(-EINVAL, "Needs to be started by vmunit-launch.socket");
+        r = config_load(l->root, &l->config);
+        if (r < 0)
+                return log_error_errno(r, "Cannot read the configuration");
+        log_set_max_level(l->config->log_level);
+
+        sigemptyset(&mask);
+        sigaddset(&mask, SIGCHLD);
+        (void) sigprocmask(SIG_BLOCK, &mask, NULL);
+        l->signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+        return l->signals < 0 ? log_error_errno(-errno, "Cannot watch signals") : 0;
+}
+
+/* For tests: where to look for the configuration, and the helper */
+int main(int argc, char *argv[]) {
+        Launcher l = {
+                .root = argc == 3 ? argv[1] : NULL,
+                .exec_path = argc == 3 ? argv[2] : LIBEXECDIR "/vmunit-exec",
+        };
+
+        log_init();
+        if (prepare(&l) < 0)
+                return EXIT_FAILURE;
+        for (;;)
+                run_once(&l);
+}

@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <cpuid.h>
+#include <inttypes.h>
+
+#include "basic/json-util.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "vmm/qemu-plan.h"
+
+#define OVMF_CODE "/usr/share/OVMF/OVMF_CODE_4M.fd"
+
+/* microvm has 24 virtio-mmio slots with a second I/O APIC and 8 without, which starts faster. On q35's root bus QEMU's own
+ * chips take two of 32 numbers; one is kept free. */
+#define MMIO_SLOTS_FEW 8U
+#define MMIO_SLOTS_MAX 24U
+#define PCI_SLOTS_MAX 29U
+#define CPUS_MAX 255U                   /* what an 8-bit APIC id can name */
+
+/* One step of making a plan: a function that adds arguments and files. */
+typedef struct Context {
+        const LaunchParams *params;
+        const Definition *definition;
+        LaunchPlan *plan;
+        bool microvm, nested;
+} Context;
+
+static size_t n_devices(const Definition *d) {
+        return d->n_disks + d->n_networks;
+}
+
+static bool is_firmware(const Definition *d, const char *name) {
+        return !d->kernel && streq(d->firmware ?: "bios", name);
+}
+
+static int refuse(sd_bus_error *error, const char *format, ...) _printf_(2, 3);
+static int refuse(sd_bus_error *error, const char *format, ...) {
+        va_list ap;
+
+        va_start(ap, format);
+        (void) sd_bus_error_setfv(error, VMUNIT_ERROR_NOT_SUPPORTED, format, ap);
+        va_end(ap);
+        return -EOPNOTSUPP;
+}
+
+int qemu_check(const Definition *d, sd_bus_error *error) {
+        if (d->cpus > CPUS_MAX)
+                return refuse(error, "cpus: QEMU runs at most %u", CPUS_MAX);
+        if (d->n_filesystems > 0)
+                return refuse(error, "filesystems: not supported yet");
+        if (d->vsock)
+                return refuse(error, "vsock: not supported yet");
+        if (n_devices(d) > PCI_SLOTS_MAX)
+                return refuse(error, "%s: QEMU takes at most %u disks and networks in all",
+                        d->n_disks >= d->n_networks ? "disks" : "networks", PCI_SLOTS_MAX);
+
+        for (size_t i = 0; i < d->n_networks; i++)
+                if (d->networks[i].type != NETWORK_USER)
+                        return refuse(error, "networks[%zu].type: only \"user\" is supported yet", i);
+        return 0;
+}
+
+/* Pairs of words, for most options take one. */
+static int add(Context *c, const char *option, const char *value) {
+        int r;
+
+        r = strv_extend(&c->plan->argv, option);
+        return r < 0 ? r : strv_extend(&c->plan->argv, value);
+}
+
+static int addf(Context *c, const char *option, const char *format, ...) _printf_(3, 4);
+static int addf(Context *c, const char *option, const char *format, ...) {
+        _cleanup_free_ char *value = NULL;
+        va_list ap;
+        int r;
+
+        va_start(ap, format);
+        r = vasprintf(&value, format, ap);
+        va_end(ap);
+        if (r < 0) {
+                value = NULL;
+                return -ENOMEM;
+        }
+        return add(c, option, value);
+}
+
+static int add_json(Context *c, const char *option, json_object *o) {
+        const char *text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN|JSON_C_TO_STRING_NOSLASHESCAPE);
+
+        return text ? add(c, option, text) : -ENOMEM;
+}
+
+/* In QEMU's own syntax a comma ends a value, two stand for one. */
+static char *escape_commas(const char *s) {
+        char *result = new(char, 2 * strlen(s) + 1), *p = result;
+
+        if (!result)
+                return NULL;
+        for (; *s; s++) {
+                *p++ = *s;
+                if (*s == ',')
+                        *p++ = ',';
+        }
+        *p = 0;
+        return result;
+}
+
+static int add_identity(Context *c) {
+        _cleanup_free_ char *name = escape_commas(c->params->name);
+        int r;
+
+        if (!name)
+                return -ENOMEM;
+
+        r = strv_extend(&c->plan->argv, "qemu-system-x86_64");
+        if (r < 0)
+                return r;
+        r = addf(c, "-name", "guest=%s,debug-threads=on", name);
+        if (r < 0)
+                return r;
+        return add(c, "-uuid", c->params->id);
+}
+
+static int add_machine(Context *c) {
+        int r;
+
+        if (!c->microvm)
+                /* Without graphics SeaBIOS and boot loaders come to the serial port. A guest that suspends itself could
+                 * only be woken by QMP. */
+                r = addf(c, "-machine", "q35%s%s", c->definition->kernel ? "" : ",graphics=off",
+                         is_firmware(c->definition, "uefi") ? ",pflash0=firmware" : "");
+        else
+                r = addf(c, "-machine", "microvm,acpi=on,ioapic2=%s",
+                         n_devices(c->definition) > MMIO_SLOTS_FEW ? "on" : "off");
+        if (r < 0)
+                return r;
+
+        if (c->microvm)
+                return add(c, "-global", "virtio-mmio.force-legacy=false");
+        r = add(c, "-global", "ICH9-LPC.disable_s3=1");
+        return r < 0 ? r : add(c, "-global", "ICH9-LPC.disable_s4=1");
+}
+
+static int add_processor(Context *c) {
+        int r;
+
+        r = add(c, "-accel", c->params->kvm ? "kvm" : "tcg");
+        if (r < 0)
+                return r;
+        /* A KVM inside of a VM may show this MSR and refuse to set it, which makes QEMU abort. */
+        r = add(c, "-cpu", !c->params->kvm ? "max" : c->nested ? "host,arch-capabilities=off" : "host");
+        if (r < 0)
+                return r;
+        r = addf(c, "-smp", "%u", c->definition->cpus);
+        if (r < 0)
+                return r;
+        return addf(c, "-m", "%" PRIu64 "M", c->definition->memory >> 20);
+}
+
+/* A file that QEMU opens by a name, when it has no notion of fds there. */
+static int add_named_file(Context *c, const char *option, const char *path, const char *key) {
+        int fd;
+
+        fd = launch_plan_add_file(c->plan, path, false, "boot.%s", key);
+        return fd < 0 ? fd : addf(c, option, "/proc/self/fd/%d", fd);
+}
+
+static int add_kernel(Context *c) {
+        const Definition *d = c->definition;
+        int r;
+
+        r = add_named_file(c, "-kernel", d->kernel, "kernel");
+        if (r >= 0 && d->initramfs)
+                r = add_named_file(c, "-initrd", d->initramfs, "initramfs");
+        if (r >= 0 && !isempty(d->cmdline))
+                r = add(c, "-append", d->cmdline);
+        return r;
+}
+
+static int add_fdset(Context *c, int fd) {
+        return addf(c, "-add-fd", "fd=%d,set=%d", fd, fd);
+}
+
+/* The code alone, without a flash for variables: OVMF then keeps them in the guest's memory, where they outlast a reboot of
+ * the guest but not the VMM. A template shared by all VMs could not be written, and a copy of it would be state. */
+static int add_ovmf(Context *c) {
+        int r, fd;
+
+        fd = launch_plan_add_file(c->plan, OVMF_CODE, false, "boot.firmware");
+        if (fd < 0)
+                return fd;
+        r = add_fdset(c, fd);
+        if (r < 0)
+                return r;
+        return addf(c, "-blockdev",
+                "{\"driver\":\"raw\",\"node-name\":\"firmware\",\"read-only\":true,"
+                "\"file\":{\"driver\":\"file\",\"filename\":\"/dev/fdset/%d\",\"read-only\":true}}", fd);
+}
+
+static int add_boot(Context *c) {
+        const Definition *d = c->definition;
+        int r;
+
+        if (d->kernel)
+                return add_kernel(c);
+
+        r = add(c, "-boot", "strict=on");
+        if (r < 0 || is_firmware(d, "bios"))
+                return r;
+        if (is_firmware(d, "uefi"))
+                return add_ovmf(c);
+        return add_named_file(c, "-bios", d->firmware, "firmware");
+}
+
+static int add_channels(Context *c) {
+        static const char *const words[] = {
+                "-chardev", "stdio,id=console,signal=off",
+                "-serial", "chardev:console",
+                "-mon", "chardev=qmp,mode=control",
+                "-device", "pvpanic",
+                "-action", "reboot=reset,shutdown=poweroff,panic=exit-failure",
+                "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+                "-msg", "timestamp=on",
+                "-display", "none",
+        };
+        static const char *const flags[] = { "-nodefaults", "-no-user-config", "-S" };
+        int r;
+
+        r = addf(c, "-chardev", "socket,id=qmp,fd=%d,server=on,wait=off", VMM_FD_API);
+        for (size_t i = 0; r >= 0 && i < ELEMENTSOF(words); i += 2)
+                r = add(c, words[i], words[i + 1]);
+        for (size_t i = 0; r >= 0 && i < ELEMENTSOF(flags); i++)
+                r = strv_extend(&c->plan->argv, flags[i]);
+        return r;
+}
+
+/* Members for json_object_object_add(); all give false for no memory. */
+static bool put(json_object *o, const char *key, json_object *value) {
+        return value && json_object_object_add(o, key, value) == 0;
+}
+
+static bool put_string(json_object *o, const char *key, const char *s) {
+        return put(o, key, json_object_new_string(s));
+}
+
+static bool put_bool(json_object *o, const char *key, bool b) {
+        return put(o, key, json_object_new_boolean(b));
+}
+
+static int add_disk_file(Context *c, const Disk *disk, const char *node, int fd) {
+        _cleanup_json_ json_object *o = json_object_new_object();
+        _cleanup_free_ char *filename = strjoinf("/dev/fdset/%d", fd);
+
+        if (!o || !filename ||
+            !put_string(o, "driver", "file") ||
+            !put_string(o, "node-name", node) ||
+            !put_string(o, "filename", filename) ||
+            !put_bool(o, "read-only", disk->readonly) ||
+            !put_string(o, "discard", "unmap"))
+                return -ENOMEM;
+        return add_json(c, "-blockdev", o);
+}
+
+static int add_disk_format(Context *c, const Disk *disk, const char *node, const char *file) {
+        _cleanup_json_ json_object *o = json_object_new_object();
+
+        if (!o ||
+            !put_string(o, "driver", disk->format == DISK_QCOW2 ? "qcow2" : "raw") ||
+            !put_string(o, "node-name", node) ||
+            !put_bool(o, "read-only", disk->readonly) ||
+            !put_string(o, "discard", "unmap") ||
+            !put_string(o, "file", file))
+                return -ENOMEM;
+        /* Whatever the header says, QEMU opens no further file. */
+        if (disk->format == DISK_QCOW2 && json_object_object_add(o, "backing", NULL) < 0)
+                return -ENOMEM;
+        return add_json(c, "-blockdev", o);
+}
+
+static int add_disk_device(Context *c, const Disk *disk, const char *node, size_t i) {
+        _cleanup_json_ json_object *o = json_object_new_object();
+
+        if (!o ||
+            !put_string(o, "driver", c->microvm ? "virtio-blk-device" : "virtio-blk-pci") ||
+            !put_string(o, "id", node) ||
+            !put_string(o, "drive", node) ||
+            !put_string(o, "serial", disk->name))
+                return -ENOMEM;
+        /* An owner who sees "io-error" can make room and resume. */
+        if (!disk->readonly && (!put_string(o, "werror", "stop") || !put_string(o, "rerror", "stop")))
+                return -ENOMEM;
+        if (!c->definition->kernel && !put(o, "bootindex", json_object_new_int64((int64_t) i)))
+                return -ENOMEM;
+        return add_json(c, "-device", o);
+}
+
+static int add_disk(Context *c, size_t i) {
+        const Disk *disk = c->definition->disks + i;
+        _cleanup_free_ char *node = strjoinf(QEMU_DISK_PREFIX "%s", disk->name);
+        _cleanup_free_ char *file = strjoinf(QEMU_DISK_PREFIX "%s-file", disk->name);
+        int r, fd;
+
+        if (!node || !file)
+                return -ENOMEM;
+
+        fd = launch_plan_add_file(c->plan, disk->path, !disk->readonly, "disks[%zu].path", i);
+        if (fd < 0)
+                return fd;
+        r = add_fdset(c, fd);
+        if (r < 0)
+                return r;
+        r = add_disk_file(c, disk, file, fd);
+        if (r < 0)
+                return r;
+        r = add_disk_format(c, disk, node, file);
+        return r < 0 ? r : add_disk_device(c, disk, node, i);
+}
+
+/* hostfwd is a list of objects, since its words come from the days of the plain syntax. */
+static bool put_forwards(json_object *o, const Network *n) {
+        json_object *list = json_object_new_array();
+
+        if (!put(o, "hostfwd", list))
+                return false;
+
+        for (size_t i = 0; i < n->n_forwards; i++) {
+                const Forward *f = n->forwards + i;
+                _cleanup_free_ char *s = strjoinf("%s:%s:%u-:%u", f->protocol == PROTOCOL_UDP ? "udp" : "tcp",
+                                                  f->address, f->host, f->guest);
+                json_object *item = json_object_new_object();
+
+                if (!s || !item || json_object_array_add(list, item) < 0) {
+                        json_object_put(item);
+                        return false;
+                }
+                if (!put_string(item, "str", s))
+                        return false;
+        }
+        return true;
+}
+
+static int add_netdev(Context *c, const Network *n, const char *id) {
+        _cleanup_json_ json_object *o = json_object_new_object();
+
+        if (!o || !put_string(o, "type", "user") || !put_string(o, "id", id) ||
+            (n->n_forwards > 0 && !put_forwards(o, n)))
+                return -ENOMEM;
+        return add_json(c, "-netdev", o);
+}
+
+static int add_network(Context *c, const Network *n) {
+        _cleanup_json_ json_object *o = json_object_new_object();
+        _cleanup_free_ char *id = strjoinf(QEMU_NETWORK_PREFIX "%s", n->name);
+        int r;
+
+        if (!id)
+                return -ENOMEM;
+        r = add_netdev(c, n, id);
+        if (r < 0)
+                return r;
+
+        if (!o ||
+            !put_string(o, "driver", c->microvm ? "virtio-net-device" : "virtio-net-pci") ||
+            !put_string(o, "id", id) ||
+            !put_string(o, "netdev", id) ||
+            (!c->microvm && !put_string(o, "romfile", ""))) /* boots from disks alone */
+                return -ENOMEM;
+        return add_json(c, "-device", o);
+}
+
+/* Devices get no addresses: both machines give them out in the order in which Linux finds them, though microvm does so from
+ * its last slot down. */
+static int fill(Context *c) {
+        static int (*const steps[])(Context *) = { add_identity, add_machine, add_processor, add_boot, add_channels };
+        int r = 0;
+
+        for (size_t i = 0; r >= 0 && i < ELEMENTSOF(steps); i++)
+                r = steps[i](c);
+        for (size_t i = 0; r >= 0 && i < c->definition->n_disks; i++)
+                r = add_disk(c, i);
+        for (size_t i = 0; r >= 0 && i < c->definition->n_networks; i++)
+                r = add_network(c, c->definition->networks + i);
+        return r;
+}
+
+int qemu_plan_for(const LaunchParams *p, bool nested, LaunchPlan **ret) {
+        _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;
+        Context c;
+        int r;
+
+        plan = new0(LaunchPlan, 1);
+        if (!plan)
+                return -ENOMEM;
+
+        c = (Context) {
+                .params = p,
+                .definition = p->definition,
+                .plan = plan,
+                .nested = nested,
+                .microvm = p->definition->kernel && n_devices(p->definition) <= MMIO_SLOTS_MAX,
+        };
+        r = fill(&c);
+        if (r < 0)
+                return r;
+
+        *ret = TAKE_PTR(plan);
+        return 0;
+}
+
+static bool host_is_virtual(void) {
+        unsigned eax, ebx, ecx, edx;
+
+        return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (UINT32_C(1) << 31));
+}
+
+int qemu_plan(const LaunchParams *p, LaunchPlan **ret) {
+        return qemu_plan_for(p, host_is_virtual(), ret);
+}

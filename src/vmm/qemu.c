@@ -1,0 +1,752 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+#include <sys/wait.h>
+
+#include "basic/string-util.h"
+#include "vmm/qemu-plan.h"
+#include "vmm/qmp.h"
+
+#define DISKS_MAX 64U
+/* Firmware may reset the machine once or twice more on its way up: resets so near each other are one. */
+#define RESET_WINDOW_USEC USEC_PER_SEC
+
+typedef enum Wish {
+        WISH_RUNS,              /* boot, resume */
+        WISH_STANDS,            /* pause */
+        WISH_NOTHING,           /* QEMU's acknowledgement is enough */
+        WISH_ENDS,              /* quit */
+} Wish;
+
+typedef struct QEMU QEMU;
+
+/* A call under way. Lives until its callback has run. */
+typedef struct Call {
+        struct Call *next;
+        QEMU *qemu;
+        Wish wish;
+        bool acknowledged;      /* QEMU has obeyed; the state that follows is waited for */
+        vmm_reply_cb cb;
+        vmm_counters_cb counters_cb;
+        void *userdata;
+} Call;
+
+/* Button pressed, guest down, reset, running again */
+typedef enum RebootStage {
+        REBOOT_NONE,
+        REBOOT_HOLD,            /* telling QEMU to stay when the guest goes down */
+        REBOOT_WAIT,            /* button pressed; the guest has all the time its caller gives it */
+        REBOOT_RESET,
+        REBOOT_RUN,
+        REBOOT_RELEASE,         /* given up: telling QEMU not to stay */
+} RebootStage;
+
+struct QEMU {
+        VMM vmm;
+        unsigned n_ref;
+        bool freed, ready, connected, ended;
+        QMP *qmp;
+        sd_event *event;
+        VMMState state;
+
+        bool querying, stale;   /* query-status under way; its answer may be older than what was heard since */
+        bool panicked;          /* told already */
+        uint64_t reset_usec;    /* when a reset was seen last */
+        Call *calls;
+        Call *boot;             /* one of them, not sent yet */
+
+        RebootStage reboot;
+        bool reboot_canceled;   /* its caller has gone: whatever the end, it is told so */
+        vmm_reply_cb reboot_cb;
+        void *reboot_userdata;
+};
+
+static QEMU *qemu_unref(QEMU *q) {
+        if (--q->n_ref > 0)
+                return NULL;
+        sd_event_unref(q->event);
+        free(q);
+        return NULL;
+}
+
+static void qemu_unrefp(QEMU **q) {
+        qemu_unref(*q);
+}
+
+static QEMU *qemu_ref(QEMU *q) {
+        q->n_ref++;
+        return q;
+}
+
+static void emit(QEMU *q, VMMEvent event, int error) {
+        if (!q->freed)
+                q->vmm.handler(q->vmm.userdata, event, q->state, error);
+}
+
+static void refresh(QEMU *q);
+static void reboot_failed(QEMU *q, int error, const char *message);
+static int command(QEMU *q, const char *name, json_object *arguments, qmp_reply_cb cb, void *userdata);
+
+/* Calls */
+
+static Call *call_unlink(Call *call) {
+        for (Call **p = &call->qemu->calls; *p; p = &(*p)->next)
+                if (*p == call) {
+                        *p = call->next;
+                        break;
+                }
+        return call;
+}
+
+static void call_complete(Call *call, int error, const char *message) {
+        _cleanup_free_ Call *c = call_unlink(call);
+
+        if (c->counters_cb)
+                c->counters_cb(c->userdata, error, NULL, 0);
+        else if (c->cb)
+                c->cb(c->userdata, error, message);
+}
+
+static Call *call_new(QEMU *q, Wish wish, void *userdata) {
+        Call *call = new(Call, 1);
+
+        if (!call)
+                return NULL;
+        *call = (Call) { .next = q->calls, .qemu = q, .wish = wish, .userdata = userdata };
+        q->calls = call;
+        return call;
+}
+
+static bool is_over(VMMState s) {
+        return s == VMM_STATE_FAILED || s == VMM_STATE_SHUTDOWN;
+}
+
+/* What the state says about a call: 1 as wished, 0 not yet known, or -EIO. */
+static int call_verdict(const Call *call, VMMState s, bool fresh) {
+        bool runs = s == VMM_STATE_RUNNING, stands = !runs && !is_over(s) && s != VMM_STATE_UNKNOWN;
+
+        if (!call->acknowledged || call->wish == WISH_ENDS)
+                return 0;
+        if (call->wish == WISH_NOTHING || (call->wish == WISH_RUNS && runs && (fresh || !call->qemu->querying)) ||
+            (call->wish == WISH_STANDS && fresh && stands))
+                return 1;
+        return fresh ? -EIO : 0;
+}
+
+static Call *find_settled(QEMU *q, bool fresh, int *ret_verdict) {
+        for (Call *c = q->calls; c; c = c->next) {
+                *ret_verdict = call_verdict(c, q->state, fresh);
+                if (*ret_verdict != 0)
+                        return c;
+        }
+        return NULL;
+}
+
+/* Ends the calls that the state answers; fresh: it was just asked for. From the start after each, for callbacks change the list. */
+static void settle(QEMU *q, bool fresh) {
+        Call *c;
+        int verdict;
+
+        while ((c = find_settled(q, fresh, &verdict)))
+                call_complete(c, verdict < 0 ? verdict : 0, verdict < 0 ? "QEMU obeyed, but is not in the state asked for" : NULL);
+}
+
+/* The state could not be had. */
+static void fail_acknowledged(QEMU *q, int error) {
+        Call *c;
+
+        do {
+                for (c = q->calls; c && !c->acknowledged; c = c->next)
+                        ;
+                if (c)
+                        call_complete(c, error, NULL);
+        } while (c);
+}
+
+static void on_acknowledged(void *userdata, int error, json_object *result, const char *message) {
+        Call *call = userdata;
+        QEMU *q = call->qemu;
+        _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
+
+        /* Of `quit` the answer may be lost, and its last event not. */
+        if (call->wish == WISH_ENDS && error == -EPIPE && q->ended)
+                error = 0;
+        if (error < 0 || call->wish == WISH_ENDS) {
+                call_complete(call, error, message);
+                return;
+        }
+
+        call->acknowledged = true;
+        if (call_verdict(call, q->state, false) == 1)
+                call_complete(call, 0, NULL);
+        else
+                refresh(q);
+}
+
+static int start_call(VMM *v, const char *name, Wish wish, vmm_reply_cb cb, void *userdata) {
+        QEMU *q = (QEMU *) v;
+        Call *call;
+        int r;
+
+        call = call_new(q, wish, userdata);
+        if (!call)
+                return -ENOMEM;
+        call->cb = cb;
+
+        r = command(q, name, NULL, on_acknowledged, call);
+        if (r < 0)
+                free(call_unlink(call));
+        return r;
+}
+
+static int command(QEMU *q, const char *name, json_object *arguments, qmp_reply_cb cb, void *userdata) {
+        if (!q->qmp) {
+                json_object_put(arguments);
+                return -ENOTCONN;
+        }
+
+        return qmp_command(q->qmp, name, arguments, QMP_TIMEOUT_USEC, cb, userdata);
+}
+
+/* The state */
+
+static VMMState state_from_string(const char *s) {
+        static const struct {
+                const char *name;
+                VMMState state;
+        } table[] = {
+                { "prelaunch",      VMM_STATE_NOT_STARTED },
+                { "running",        VMM_STATE_RUNNING     },
+                { "paused",         VMM_STATE_PAUSED      },
+                { "io-error",       VMM_STATE_IO_ERROR    },
+                { "shutdown",       VMM_STATE_SHUTDOWN    },
+                { "internal-error", VMM_STATE_FAILED      },
+                { "guest-panicked", VMM_STATE_FAILED      },
+        };
+
+        for (size_t i = 0; i < ELEMENTSOF(table); i++)
+                if (streq(s, table[i].name))
+                        return table[i].state;
+        return VMM_STATE_UNKNOWN;
+}
+
+static void panicked(QEMU *q) {
+        q->state = VMM_STATE_FAILED;
+        if (q->panicked)
+                return;
+        q->panicked = true;
+        if (q->reboot != REBOOT_NONE)
+                reboot_failed(q, -EIO, "The guest panicked");
+        emit(q, VMM_EVENT_GUEST_PANICKED, 0);
+}
+
+static void set_state(QEMU *q, VMMState s) {
+        if (q->state == s)
+                return;
+        q->state = s;
+        if (!q->connected) /* CONNECTED will tell it */
+                return;
+
+        switch (s) {
+
+        case VMM_STATE_RUNNING:
+                emit(q, VMM_EVENT_RUNNING, 0);
+                break;
+        case VMM_STATE_PAUSED:
+                emit(q, VMM_EVENT_PAUSED, 0);
+                break;
+        case VMM_STATE_IO_ERROR:
+                emit(q, VMM_EVENT_IO_ERROR, 0);
+                break;
+        case VMM_STATE_FAILED:
+                emit(q, VMM_EVENT_FAILED, 0);
+                break;
+        default:
+                break;
+        }
+}
+
+/* A guest that went down just when its reboot was given up: QEMU still stood by its word to stay. */
+static void end_if_left(QEMU *q) {
+        if (q->connected && q->state == VMM_STATE_SHUTDOWN && q->reboot == REBOOT_NONE && q->ended)
+                (void) command(q, "quit", NULL, NULL, NULL);
+}
+
+static void disconnected(void *userdata, int error);
+
+static void give_up(QEMU *q, int error) {
+        q->qmp = qmp_free(q->qmp);
+        disconnected(q, error == -EREMOTEIO ? -EBADMSG : error);
+}
+
+static void on_first_status(QEMU *q, int error, const char *status) {
+        if (error < 0) {
+                give_up(q, error);
+                return;
+        }
+
+        q->connected = true;
+        q->state = state_from_string(status);
+        q->panicked = streq(status, "guest-panicked");
+        emit(q, VMM_EVENT_CONNECTED, 0);
+        if (!q->freed)
+                settle(q, true);
+}
+
+static void on_status(void *userdata, int error, json_object *result, const char *message) {
+        QEMU *q = userdata;
+        _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
+        const char *status = json_get_string(result, "status", "");
+
+        q->querying = false;
+        if (q->freed || error == -EPIPE || error == -ECANCELED)
+                return;
+
+        if (q->stale)
+                refresh(q);
+        else if (!q->connected)
+                on_first_status(q, error, status);
+        else if (error < 0)
+                fail_acknowledged(q, error);
+        else {
+                if (streq(status, "guest-panicked"))
+                        panicked(q);
+                else
+                        set_state(q, state_from_string(status));
+                settle(q, true);
+                end_if_left(q);
+        }
+}
+
+/* Asks for the state. One question at a time; if something was heard meanwhile, once more. */
+static void refresh(QEMU *q) {
+        int r;
+
+        q->stale = q->querying;
+        if (q->querying)
+                return;
+
+        r = command(q, "query-status", NULL, on_status, q);
+        if (r >= 0)
+                q->querying = true;
+        else
+                fail_acknowledged(q, r);
+}
+
+/* Reboot: `stay` on, button, wait for the guest to go down, `stay` off, reset, run. */
+
+static void reboot_complete(QEMU *q, int error, const char *message) {
+        vmm_reply_cb cb = q->reboot_cb;
+
+        q->reboot = REBOOT_NONE;
+        q->reboot_cb = NULL;
+        if (cb)
+                cb(q->reboot_userdata, q->reboot_canceled ? -ECANCELED : error, q->reboot_canceled ? NULL : message);
+}
+
+static int set_shutdown_action(QEMU *q, const char *action, qmp_reply_cb cb) {
+        json_object *o = json_object_new_object(), *s = json_object_new_string(action);
+
+        if (!o || !s || json_object_object_add(o, "shutdown", s) < 0) {
+                json_object_put(o);
+                json_object_put(s);
+                return -ENOMEM;
+        }
+        return command(q, "set-action", o, cb, q);
+}
+
+/* Undoes what a reboot has set; its error is of no more use. */
+static void reboot_failed(QEMU *q, int error, const char *message) {
+        (void) set_shutdown_action(q, "poweroff", NULL);
+        reboot_complete(q, error, message);
+}
+
+static void on_reboot_runs(void *userdata, int error, const char *message) {
+        QEMU *q = userdata;
+
+        if (q->reboot == REBOOT_RUN)
+                reboot_complete(q, error, message);
+}
+
+static void reboot_run(QEMU *q) {
+        int r;
+
+        q->reboot = REBOOT_RUN;
+        r = start_call(&q->vmm, "cont", WISH_RUNS, on_reboot_runs, q);
+        if (r < 0)
+                reboot_complete(q, r, NULL);
+}
+
+static void on_reboot_step(void *userdata, int error, json_object *result, const char *message) {
+        QEMU *q = userdata;
+
+        if (error < 0 && q->reboot != REBOOT_NONE)
+                reboot_failed(q, error, message);
+}
+
+/* From here a guest that goes down ends QEMU again. The reset is done when its event comes. */
+static void reboot_reset(QEMU *q) {
+        int r;
+
+        q->reboot = REBOOT_RESET;
+        r = set_shutdown_action(q, "poweroff", on_reboot_step);
+        if (r >= 0)
+                r = command(q, "system_reset", NULL, on_reboot_step, q);
+        if (r < 0)
+                reboot_complete(q, r, NULL);
+}
+
+static void on_hold(void *userdata, int error, json_object *result, const char *message) {
+        QEMU *q = userdata;
+        int r;
+
+        if (q->reboot != REBOOT_HOLD)
+                return;
+        if (error < 0) {
+                reboot_failed(q, error, message);
+                return;
+        }
+
+        if (q->state == VMM_STATE_SHUTDOWN) {
+                reboot_reset(q);
+                return;
+        }
+        q->reboot = REBOOT_WAIT;
+        r = command(q, "system_powerdown", NULL, on_reboot_step, q);
+        if (r < 0)
+                reboot_failed(q, r, NULL);
+}
+
+static int qemu_reboot(VMM *v, vmm_reply_cb cb, void *userdata) {
+        QEMU *q = (QEMU *) v;
+        int r;
+
+        if (q->reboot != REBOOT_NONE)
+                return -EBUSY;
+
+        r = set_shutdown_action(q, q->state == VMM_STATE_SHUTDOWN ? "poweroff" : "pause", on_hold);
+        if (r < 0)
+                return r;
+        q->reboot = REBOOT_HOLD;
+        q->reboot_canceled = false;
+        q->reboot_cb = cb;
+        q->reboot_userdata = userdata;
+        return 0;
+}
+
+static void on_released(void *userdata, int error, json_object *result, const char *message) {
+        QEMU *q = userdata;
+
+        if (q->reboot != REBOOT_RELEASE)
+                return;
+        reboot_complete(q, -ECANCELED, NULL);
+}
+
+static void qemu_reboot_cancel(VMM *v) {
+        QEMU *q = (QEMU *) v;
+
+        q->reboot_canceled = true;
+        /* A guest that is down already comes up again. */
+        if (q->reboot != REBOOT_HOLD && q->reboot != REBOOT_WAIT)
+                return;
+        if (set_shutdown_action(q, "poweroff", on_released) >= 0)
+                q->reboot = REBOOT_RELEASE;
+}
+
+/* Events */
+
+static void on_resume(QEMU *q, json_object *data) {
+        q->stale = q->querying;
+        set_state(q, VMM_STATE_RUNNING);
+        if (!q->freed)
+                settle(q, false);
+}
+
+/* A pause, a disk error, a failure of KVM: only the state tells them apart. */
+static void on_stop(QEMU *q, json_object *data) {
+        refresh(q);
+}
+
+static void on_powerdown(QEMU *q, json_object *data) {
+        emit(q, VMM_EVENT_POWER_BUTTON, 0);
+}
+
+static void on_reset(QEMU *q, json_object *data) {
+        bool guest = json_get_bool(data, "guest", false);
+        uint64_t now = 0;
+
+        (void) sd_event_now(q->event, CLOCK_MONOTONIC, &now);
+        if (guest && q->reset_usec != 0 && now - q->reset_usec < RESET_WINDOW_USEC)
+                return;
+        q->reset_usec = now;
+
+        if (q->reboot == REBOOT_RESET)
+                reboot_run(q);
+        else if (guest)
+                emit(q, VMM_EVENT_GUEST_RESET, 0);
+}
+
+static void on_guest_panicked(QEMU *q, json_object *data) {
+        panicked(q);
+}
+
+static void on_shutdown(QEMU *q, json_object *data) {
+        const char *reason = json_get_string(data, "reason", "");
+
+        if (q->reboot == REBOOT_WAIT && streq(reason, "guest-shutdown")) {
+                reboot_reset(q);
+                return;
+        }
+
+        q->ended = true;
+        if (streq(reason, "guest-panic"))
+                panicked(q);
+        else if (streq(reason, "guest-shutdown"))
+                emit(q, VMM_EVENT_GUEST_SHUTDOWN, 0);
+        else if (streq(reason, "guest-reset"))
+                emit(q, VMM_EVENT_GUEST_RESET, 0);
+        else
+                emit(q, VMM_EVENT_SHUTDOWN, 0);
+}
+
+static void on_event(void *userdata, const char *name, json_object *data) {
+        static const struct {
+                const char *name;
+                void (*handle)(QEMU *q, json_object *data);
+        } table[] = {
+                { "RESUME",         on_resume         },
+                { "STOP",           on_stop           },
+                { "POWERDOWN",      on_powerdown      },
+                { "RESET",          on_reset          },
+                { "SHUTDOWN",       on_shutdown       },
+                { "GUEST_PANICKED", on_guest_panicked },
+        };
+        QEMU *q = userdata;
+        _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
+
+        for (size_t i = 0; i < ELEMENTSOF(table); i++)
+                if (streq(name, table[i].name)) {
+                        table[i].handle(q, data);
+                        return;
+                }
+}
+
+/* Counters */
+
+/* Adds the counters of one disk; what is not one of ours, or not sane, is passed over. */
+static size_t add_counters(json_object *device, VMMCounter *c) {
+        static const char *const words[][2] = {
+                { "rd_bytes", "ReadBytes" }, { "wr_bytes", "WriteBytes" },
+                { "rd_operations", "ReadOps" }, { "wr_operations", "WriteOps" },
+        };
+        const char *disk = startswith(json_get_string(device, "node-name", ""), QEMU_DISK_PREFIX);
+        json_object *stats = json_get(device, "stats");
+        size_t n = 0;
+
+        if (!disk || !stats || strlen(disk) > 16 || disk[strspn(disk, "abcdefghijklmnopqrstuvwxyz0123456789")])
+                return 0;
+
+        for (size_t i = 0; i < ELEMENTSOF(words); i++) {
+                int64_t value = json_get_int(stats, words[i][0], -1);
+
+                if (value < 0)
+                        continue;
+                snprintf(c[n].name, sizeof c[n].name, "%s.%s", disk, words[i][1]);
+                c[n++].value = (uint64_t) value;
+        }
+        return n;
+}
+
+static void on_blockstats(void *userdata, int error, json_object *result, const char *message) {
+        _cleanup_free_ VMMCounter *counters = NULL;
+        Call *call = userdata;
+        size_t n = 0, n_devices = 0;
+        vmm_counters_cb cb;
+        void *call_userdata;
+
+        if (error == 0 && json_object_is_type(result, json_type_array))
+                n_devices = MIN(json_object_array_length(result), (size_t) DISKS_MAX);
+        counters = new(VMMCounter, 4 * n_devices + 1);
+        if (!counters)
+                error = -ENOMEM;
+        if (error < 0) {
+                call_complete(call, error, NULL);
+                return;
+        }
+
+        for (size_t i = 0; i < n_devices; i++)
+                n += add_counters(json_object_array_get_idx(result, i), counters + n);
+
+        cb = call->counters_cb;
+        call_userdata = call->userdata;
+        free(call_unlink(call)); /* before its callback, which may free all */
+        cb(call_userdata, 0, counters, n);
+}
+
+static int qemu_counters(VMM *v, vmm_counters_cb cb, void *userdata) {
+        QEMU *q = (QEMU *) v;
+        Call *call;
+        int r;
+
+        call = call_new(q, WISH_NOTHING, userdata);
+        if (!call)
+                return -ENOMEM;
+        call->counters_cb = cb;
+
+        r = command(q, "query-blockstats", NULL, on_blockstats, call);
+        if (r < 0)
+                free(call_unlink(call));
+        return r;
+}
+
+/* The connection */
+
+static void ready(void *userdata) {
+        QEMU *q = userdata;
+        int r;
+
+        /* A daemon that died in a reboot has left it at `pause`. */
+        r = set_shutdown_action(q, "poweroff", NULL);
+        if (r >= 0)
+                refresh(q);
+        if (r >= 0 && !q->querying)
+                r = -ENOMEM;
+        if (r >= 0 && q->boot)
+                r = command(q, "cont", NULL, on_acknowledged, TAKE_PTR(q->boot));
+        if (r < 0)
+                give_up(q, r);
+        else
+                q->ready = true;
+}
+
+/* Those that wait for a state; the others were answered by the QMP client. */
+static void fail_calls(QEMU *q, int error) {
+        q->boot = NULL;
+        while (q->calls)
+                call_complete(q->calls, error, NULL);
+        if (q->reboot != REBOOT_NONE)
+                reboot_complete(q, error, NULL);
+}
+
+static void disconnected(void *userdata, int error) {
+        QEMU *q = userdata;
+        _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
+
+        q->ready = true; /* nothing is put off from here on */
+        fail_calls(q, -EPIPE);
+        emit(q, VMM_EVENT_DISCONNECTED, error);
+}
+
+static const QMPHandlers handlers = {
+        .ready = ready,
+        .event = on_event,
+        .disconnected = disconnected,
+};
+
+static void qemu_free(VMM *v) {
+        QEMU *q = (QEMU *) v;
+
+        if (!q)
+                return;
+
+        q->freed = true;
+        q->qmp = qmp_free(q->qmp);
+        fail_calls(q, -ECANCELED);
+        qemu_unref(q);
+}
+
+static int qemu_connect(sd_event *e, const char *path, vmm_event_cb handler, void *userdata, VMM **ret) {
+        QEMU *q;
+        int r;
+
+        q = new(QEMU, 1);
+        if (!q)
+                return -ENOMEM;
+        *q = (QEMU) {
+                .vmm = { .ops = &qemu_ops, .handler = handler, .userdata = userdata },
+                .n_ref = 1,
+                .event = sd_event_ref(e),
+        };
+
+        r = qmp_connect(e, path, &handlers, q, &q->qmp);
+        if (r < 0) {
+                qemu_unref(q);
+                return r;
+        }
+
+        *ret = &q->vmm;
+        return 0;
+}
+
+static int qemu_resume(VMM *v, vmm_reply_cb cb, void *userdata) {
+        return start_call(v, "cont", WISH_RUNS, cb, userdata);
+}
+
+static int qemu_boot(VMM *v, vmm_reply_cb cb, void *userdata) {
+        QEMU *q = (QEMU *) v;
+
+        if (q->ready)
+                return qemu_resume(v, cb, userdata);
+        if (q->boot)
+                return -EBUSY;
+
+        /* Goes out behind the question for the state, without waiting for its answer. */
+        q->boot = call_new(q, WISH_RUNS, userdata);
+        if (!q->boot)
+                return -ENOMEM;
+        q->boot->cb = cb;
+        return 0;
+}
+
+static int qemu_pause(VMM *v, vmm_reply_cb cb, void *userdata) {
+        return start_call(v, "stop", WISH_STANDS, cb, userdata);
+}
+
+static int qemu_power_button(VMM *v, vmm_reply_cb cb, void *userdata) {
+        return start_call(v, "system_powerdown", WISH_NOTHING, cb, userdata);
+}
+
+static int qemu_reset(VMM *v, vmm_reply_cb cb, void *userdata) {
+        return start_call(v, "system_reset", WISH_NOTHING, cb, userdata);
+}
+
+static int qemu_quit(VMM *v, vmm_reply_cb cb, void *userdata) {
+        return start_call(v, "quit", WISH_ENDS, cb, userdata);
+}
+
+static void qemu_drain(VMM *v) {
+        QEMU *q = (QEMU *) v;
+
+        if (q->qmp)
+                qmp_drain(q->qmp);
+}
+
+/* QEMU exits with 0 after a power-off, and says so when it was a signal; with 1 and not a word after a panic
+ * (-action panic=exit-failure), while other failures have some. */
+static VMMEvent qemu_exit_cause(int status, const char *output) {
+        if (WIFEXITED(status) && WEXITSTATUS(status) == 1 && isempty(output))
+                return VMM_EVENT_GUEST_PANICKED;
+        if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+                return _VMM_EVENT_MAX;
+        return strstr(strempty(output), "terminating on signal") ? _VMM_EVENT_MAX : VMM_EVENT_GUEST_SHUTDOWN;
+}
+
+const VMMOps qemu_ops = {
+        .backend = BACKEND_QEMU,
+        .program = PROGRAM_QEMU,
+        .socket = "qmp",
+        .check = qemu_check,
+        .plan = qemu_plan,
+        .connect = qemu_connect,
+        .free = qemu_free,
+        .boot = qemu_boot,
+        .pause = qemu_pause,
+        .resume = qemu_resume,
+        .power_button = qemu_power_button,
+        .reset = qemu_reset,
+        .quit = qemu_quit,
+        .reboot = qemu_reboot,
+        .reboot_cancel = qemu_reboot_cancel,
+        .counters = qemu_counters,
+        .drain = qemu_drain,
+        .exit_cause = qemu_exit_cause,
+};

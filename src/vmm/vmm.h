@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include <systemd/sd-bus.h>
+#include <systemd/sd-event.h>
+
+#include "basic/conf.h"
+#include "core/definition.h"
+
+/* One table of functions a back end; what all share (deadlines, last words, liveness) is in core/. */
+
+/* What is to be executed, made by a pure function. */
+typedef struct LaunchFile {
+        char *key;      /* path in the definition, for messages: "disks[0].path" */
+        char *path;
+        bool writable;
+} LaunchFile;
+
+/* The numbers under which the VMM finds its fds: the listening API socket, then the files in their order. */
+#define VMM_FD_API 3
+#define VMM_FD_FILES 4
+
+typedef struct LaunchPlan {
+        char **argv;            /* [0] a name for the process list */
+        LaunchFile *files;
+        size_t n_files;
+} LaunchPlan;
+
+LaunchPlan *launch_plan_free(LaunchPlan *p);
+DEFINE_TRIVIAL_CLEANUP_FUNC(LaunchPlan *, launch_plan_free);
+/* For back ends: adds a file and gives the fd's number in the VMM, or -ENOMEM. */
+int launch_plan_add_file(LaunchPlan *p, const char *path, bool writable, const char *key_format, ...) _printf_(4, 5);
+
+typedef struct LaunchParams {
+        const Definition *definition;
+        const char *name, *id;
+        bool kvm;               /* accel as decided */
+} LaunchParams;
+
+typedef enum VMMState {
+        VMM_STATE_UNKNOWN,
+        VMM_STATE_NOT_STARTED,  /* defined, its guest has not run yet */
+        VMM_STATE_RUNNING,
+        VMM_STATE_PAUSED,
+        VMM_STATE_IO_ERROR,     /* paused by a disk error */
+        VMM_STATE_SHUTDOWN,     /* the guest has powered off, the process stays */
+        VMM_STATE_FAILED,       /* KVM error, guest panic: of no more use */
+} VMMState;
+
+typedef enum VMMEvent {
+        VMM_EVENT_CONNECTED,            /* the API answers; state tells what the VMM does. Once per vmm_connect(). */
+        VMM_EVENT_RUNNING,              /* asked for or not, as are all below */
+        VMM_EVENT_PAUSED,
+        VMM_EVENT_IO_ERROR,             /* a disk error has stopped it */
+        VMM_EVENT_POWER_BUTTON,         /* pressed */
+        VMM_EVENT_GUEST_SHUTDOWN,       /* the guest powers off; the process ends by itself */
+        VMM_EVENT_GUEST_RESET,
+        VMM_EVENT_GUEST_PANICKED,
+        VMM_EVENT_SHUTDOWN,             /* the process ends by quit or a signal */
+        VMM_EVENT_FAILED,               /* KVM error, internal error: the guest is stopped for good */
+        VMM_EVENT_DISCONNECTED,         /* the API is gone or answers garbage (error says); nothing more comes */
+        _VMM_EVENT_MAX,
+} VMMEvent;
+
+typedef struct VMM VMM;
+typedef struct VMMOps VMMOps;
+
+/* error: a negative errno with VMM_EVENT_DISCONNECTED, else 0. The handler may free the VMM. */
+typedef void (*vmm_event_cb)(void *userdata, VMMEvent event, VMMState state, int error);
+
+/* error 0: done. Else a negative errno (-ETIMEDOUT: no answer in time, -EPIPE: connection lost, -ECANCELED: the VMM object was
+ * freed) and the VMM's own words, or NULL. Runs exactly once, from the loop or from vmm_free(). */
+typedef void (*vmm_reply_cb)(void *userdata, int error, const char *message);
+
+typedef struct VMMCounter {
+        char name[64];          /* "disk0.ReadBytes" */
+        uint64_t value;
+} VMMCounter;
+typedef void (*vmm_counters_cb)(void *userdata, int error, const VMMCounter *counters, size_t n);
+
+/* Each back end's object begins with this. */
+struct VMM {
+        const VMMOps *ops;
+        vmm_event_cb handler;
+        void *userdata;
+};
+
+struct VMMOps {
+        Backend backend;
+        Program program;
+        const char *socket;     /* name of the API socket in the VM's directory below /run */
+
+        /* 0, or -EOPNOTSUPP with VMUNIT_ERROR_NOT_SUPPORTED, the message beginning with the path ("filesystems: …") */
+        int (*check)(const Definition *d, sd_bus_error *error);
+        /* Pure: definition in, argument list and files out */
+        int (*plan)(const LaunchParams *p, LaunchPlan **ret);
+        /* Connects to the socket, where the daemon listens already; gives the object at once, CONNECTED or DISCONNECTED comes later. */
+        int (*connect)(sd_event *e, const char *path, vmm_event_cb handler, void *userdata, VMM **ret);
+        void (*free)(VMM *v);
+
+        /* Asynchronous, each with a deadline of its own. Boot succeeds when the VMM itself says that the guest runs; it may be
+         * asked for at once after connect(), before CONNECTED. Pause and resume are idempotent. */
+        int (*boot)(VMM *v, vmm_reply_cb cb, void *userdata);
+        int (*pause)(VMM *v, vmm_reply_cb cb, void *userdata);
+        int (*resume)(VMM *v, vmm_reply_cb cb, void *userdata);
+        int (*power_button)(VMM *v, vmm_reply_cb cb, void *userdata);
+        int (*reset)(VMM *v, vmm_reply_cb cb, void *userdata);
+        /* Ends the process the orderly way (disks flushed), without asking the guest. */
+        int (*quit)(VMM *v, vmm_reply_cb cb, void *userdata);
+        /* Power button, then a fresh boot in the same process once the guest has shut down: replies when it runs again. The caller
+         * sets the time limit and ends it with reboot_cancel, after which a shutdown of the guest ends the VMM again; a guest that
+         * is down by then comes up still. The callback then gets -ECANCELED, later. Of one that is down already the rest is done. */
+        int (*reboot)(VMM *v, vmm_reply_cb cb, void *userdata);
+        void (*reboot_cancel)(VMM *v);
+        int (*counters)(VMM *v, vmm_counters_cb cb, void *userdata);
+        /* What the VMM has sent but the loop has not read yet is handled now: its last event says why it died. */
+        void (*drain)(VMM *v);
+        /* What an end means that no event has told (the daemon was away, the connection was lost): GUEST_SHUTDOWN, GUEST_RESET,
+         * GUEST_PANICKED, FAILED, or _VMM_EVENT_MAX for a crash. status as wait(2), output: the last words, escaped. */
+        VMMEvent (*exit_cause)(int status, const char *output);
+};
+
+extern const VMMOps qemu_ops;
+/* NULL: not built yet */
+const VMMOps *vmm_ops(Backend b);
+
+static inline void vmm_freep(VMM **v) {
+        if (*v)
+                (*v)->ops->free(*v);
+}

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# The tiny guest for QEMU's microvm: a PVH kernel of 2 KiB that is up after some 20 ms, with KVM and without.
+#
+# It prints TINY-UP on the first serial port, then echoes what it reads there and obeys:
+#   q  power off            r  reset            p  panic (pvpanic at 0x505)
+#   t  triple fault         s  spin with interrupts off: deaf to the power button
+# The ACPI power button prints POWERBTN and powers off.
+#
+# It sleeps in hlt and looks around at each tick of the PIT (18.2 Hz), which comes through the 8259 and
+# the local APIC's LINT0. Nested KVM without hardware support emulates the kernel mode, and does not know
+# a protected-mode iret: as `hlt` is the only place where interrupts are on, the handler drops its frame
+# and falls through to the loop instead.
+
+        .equ    COM1, 0x3f8                     # data; +5: line status, bit 0: received
+        .equ    GED, 0xfea00000                 # generic event device: +0 events, read clears; bit 1: button
+        .equ    GED_SLEEP, GED + 0x200          # 0x34: sleep type 5, enable
+        .equ    GED_RESET, GED + 0x202          # 0x42: reset
+        .equ    APIC_SVR, 0xfee000f0
+        .equ    APIC_LINT0, 0xfee00350
+        .equ    PVPANIC, 0x505
+        .equ    TICK, 0x20                      # vector of IRQ 0
+
+        .section .note.pvh, "a", @note
+        .align  4
+        .long   4, 4, 18                        # XEN_ELFNOTE_PHYS32_ENTRY
+        .asciz  "Xen"
+        .long   start
+
+        .macro  outb value, port
+        mov     $\value, %al
+        out     %al, $\port
+        .endm
+
+        .text
+        .code32
+        .globl  start
+start:  cli
+        mov     $stack, %esp
+        lgdt    gdt_register
+        ljmp    $8, $1f
+1:      mov     $16, %eax
+        mov     %eax, %ds
+        mov     %eax, %es
+        mov     %eax, %ss
+
+        mov     $tick, %eax                     # the one gate of the IDT
+        mov     %ax, idt + TICK * 8
+        shr     $16, %eax
+        mov     %ax, idt + TICK * 8 + 6
+        lidt    idt_register
+
+        movl    $0x1ff, APIC_SVR                # APIC on
+        movl    $0x700, APIC_LINT0              # ExtINT: what the 8259 says
+        outb    0x11, 0x20                      # 8259s: initialise, with ICW4
+        outb    0x11, 0xa0
+        outb    TICK, 0x21
+        outb    TICK + 8, 0xa1
+        outb    4, 0x21
+        outb    2, 0xa1
+        outb    1, 0x21
+        outb    1, 0xa1
+        outb    0xfe, 0x21                      # only IRQ 0
+        outb    0xff, 0xa1
+        outb    0x34, 0x43                      # PIT channel 0, rate generator, 65536
+        outb    0, 0x40
+        outb    0, 0x40
+
+        mov     $up, %esi
+        call    print
+idle:   sti
+        hlt
+        jmp     idle
+
+tick:   outb    0x20, 0x20                      # end of interrupt
+        add     $12, %esp                       # no iret, see above
+        mov     GED, %eax
+        test    $2, %eax
+        jnz     button
+poll:   mov     $COM1 + 5, %dx
+        in      %dx, %al
+        test    $1, %al
+        jz      idle
+        mov     $COM1, %dx
+        in      %dx, %al
+        out     %al, %dx
+        cmp     $'q', %al
+        je      poweroff
+        cmp     $'r', %al
+        je      reset
+        cmp     $'p', %al
+        je      panic
+        cmp     $'t', %al
+        je      triple
+        cmp     $'s', %al
+        je      spin
+        jmp     poll
+
+button: mov     $pressed, %esi
+        call    print
+poweroff:
+        movb    $0x34, GED_SLEEP
+        jmp     idle
+reset:  movb    $0x42, GED_RESET
+        jmp     idle
+panic:  mov     $PVPANIC, %dx
+        mov     $1, %al
+        out     %al, %dx
+1:      hlt                                     # interrupts are off
+        jmp     1b
+triple: lidt    no_idt
+        ud2
+spin:   jmp     spin
+
+print:  mov     (%esi), %al
+        inc     %esi
+        test    %al, %al
+        jz      1f
+        mov     $COM1, %dx
+        out     %al, %dx
+        jmp     print
+1:      ret
+
+        .align  8
+gdt:    .quad   0
+        .quad   0x00cf9b000000ffff              # 8: code, flat
+        .quad   0x00cf93000000ffff              # 16: data, flat
+gdt_register:
+        .word   23
+        .long   gdt
+no_idt: .word   0
+        .long   0
+idt_register:
+        .word   (TICK + 1) * 8 - 1
+        .long   idt
+up:     .asciz  "TINY-UP\r\n"
+pressed:
+        .asciz  "POWERBTN\r\n"
+        .align  8
+idt:    .fill   TICK, 8, 0
+        .word   0, 8, 0x8e00, 0
+        .fill   256, 1, 0
+stack:  .long   0

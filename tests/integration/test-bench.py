@@ -1,0 +1,52 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# suite: timeout=120
+"""The benchmarks of tests/bench still run and print their figures; what these are is not looked at here."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+from vmunit_test import *
+
+TOP = os.environ["VMUNIT_TOP"]
+BENCH = os.environ["VMUNIT_BUILD"] + "/tests/bench/bench"
+
+
+def bench(name):
+    done = subprocess.run([BENCH, name, "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    for kind, _, *figures in lines:
+        assert kind in ("row", "note", "bar"), lines
+        assert all(float(f) >= 0 for f in figures[:1 if kind == "note" else 2]), lines
+    assert sum(line[0] == "bar" for line in lines) >= 1, lines
+    Manager().remove_all()
+
+
+@test("start")
+def _():
+    bench("start")
+
+
+@test("death")
+def _():
+    bench("death")
+
+
+@test("memory")
+def _():
+    bench("memory")
+
+
+@test("read")
+def _():
+    subprocess.run(["install", "-D", TOP + "/tests/bench/mute-vmm", "/opt/vmunit-bench/mute-vmm"], check=True)
+    os.makedirs("/etc/vmunit/vmunit.conf.d", exist_ok=True)
+    with open("/etc/vmunit/vmunit.conf.d/bench.conf", "w") as f:
+        f.write("[VMUnit]\nQEMU=/opt/vmunit-bench/mute-vmm\n")
+    systemctl("restart", "vmunitd.service")
+    bench("read")
+
+
+run()

@@ -1,0 +1,233 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# suite: timeout=200 sanitized
+"""VMMs and their parents that die or hang, in each state of their VM."""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+from vmunit_test import *
+from vmunit_beds import *
+
+CRASHED = ("Error", "vmm-crashed")
+
+
+@contextlib.contextmanager
+def running(**over):
+    with vm_of(tiny_definition(**over)) as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        yield vm
+
+
+def assert_crashed(vm, *how):
+    """Error, with its end known as HOW, (code, signal); it starts again."""
+    vm.wait_state("Error")
+    assert words(vm) == CRASHED and vm.StateMessage and vm.LeaderPID == 0, words(vm)
+    if how:
+        wait_for(lambda: vm.ExitKnown, 5, "the VMM's exit status")
+        assert (vm.ExitCode, vm.ExitSignal) == how
+    assert all(end for _, end in usage_of(vm))
+    vm.start()
+    assert words(vm) == ("Running", "") and vmm_count() == 1
+
+
+@test("QEMU killed while it runs, and while it is paused")
+def _():
+    # hypeman #197: no "unknown for ever" after a VMM's death; cocoon #57: the interval is closed once
+    for prepare in (lambda vm: None, VM.pause):
+        with running() as vm:
+            prepare(vm)
+            mark, runs = len(signals), len(usage_of(vm))
+            os.kill(vm.LeaderPID, signal.SIGKILL)
+            assert_crashed(vm, 0, 9)
+            assert [s[:2] for s in vm.states(mark)] == [CRASHED, ("Starting", ""), ("Running", "")], vm.states(mark)
+            assert len(usage_of(vm)) == runs + 1
+            died = [e for e in manager.events(vm=vm.Id) if e[4] == "vmm-exited"]
+            assert len(died) == 1 and died[0][6] == {"exit-code": 0, "exit-signal": 9}, died
+
+
+@test("QEMU killed while it starts, at once and when it has begun", timeout=60)
+def _():
+    with fake_vmm("gate"), vm_of() as vm:
+        for kill_parent in (False, True):
+            start = vm.start_async()
+            wait_for(lambda: vm.LeaderPID, poll=0.02)
+            os.kill(parent_of(vm) if kill_parent else vm.LeaderPID, signal.SIGKILL)
+            gather([start], 5)
+            assert start.error and start.error.short == "BackendFailed", start.error
+            assert words(vm) == ("Stopped", "start-failed") and not os.path.exists("/run/vmunit/vms/" + vm.Id)
+            assert all(end for _, end in usage_of(vm))
+
+
+@test("QEMU killed while it stops: stopped, and the caller's Stop has succeeded")
+def _():
+    with running() as vm:
+        deaf(vm)
+        stop = vm.stop_async(timeout_usec=FOR_EVER)
+        vm.wait_state("Stopping")
+        os.kill(vm.LeaderPID, signal.SIGKILL)
+        assert gather([stop]) == [None], stop.error
+        assert vm.State == "Stopped" and vm.ExitSignal == 9
+
+
+@test("QEMU killed during a reboot, a pause, a reset: who waits is told")
+def _():
+    with running() as vm:
+        deaf(vm)
+        reboot = vm.reboot_async()
+        wait_for(lambda: vm.Job != "/")
+        os.kill(vm.LeaderPID, signal.SIGKILL)
+        gather([reboot])
+        assert reboot.error and reboot.error.short == "NotRunning", reboot.error
+        assert_crashed(vm, 0, 9)
+        for what in ("pause", "reset"):
+            pid = vm.LeaderPID
+            with stopped_process(pid):          # so that it is still under way
+                call = getattr(vm, what + "_async")()
+                wait_for(lambda: vm.Job != "/")
+                os.kill(pid, signal.SIGKILL)
+                gather([call])
+            assert call.error and call.error.short == "NotRunning", (what, call.error)
+            assert_crashed(vm, 0, 9)
+
+
+@test("QEMU ended by a signal from outside has crashed, whatever its exit status says")
+def _():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGSEGV):
+        with running() as vm:
+            os.kill(vm.LeaderPID, number)
+            vm.wait_state("Error")
+            assert words(vm) == CRASHED, (number, words(vm))
+            wait_for(lambda: vm.ExitKnown, 5)
+            if number == signal.SIGSEGV:
+                assert vm.ExitSignal == number
+            else:
+                assert (vm.ExitCode, vm.ExitSignal) == (0, 0)
+
+
+@test("the VMM's parent killed: the VMM goes with it, in each state", timeout=60)
+def _():
+    with running() as vm:
+        for prepare in (lambda: None, vm.pause):
+            prepare()
+            parent, pid = parent_of(vm), vm.LeaderPID
+            os.kill(parent, signal.SIGKILL)
+            wait_exit(pid)
+            vm.wait_state("Error")
+            assert words(vm) == CRASHED and not alive(pid)
+            vm.start()
+            vm.wait_log(b"TINY-UP")
+        deaf(vm)
+        stop, pid = vm.stop_async(timeout_usec=FOR_EVER), vm.LeaderPID
+        vm.wait_state("Stopping")
+        os.kill(parent_of(vm), signal.SIGKILL)
+        assert gather([stop]) == [None] and vm.State == "Stopped" and not alive(pid)
+
+
+@test("the VMM's parent hangs: a death is shown at once, and a console has a deadline", timeout=60)
+def _():
+    with running() as vm, stopped_process(parent_of(vm)):
+        began = time.monotonic()
+        try:
+            vm.open_console()
+        except BusError as error:
+            assert error.short in ("Timeout", "BackendFailed"), error
+        else:
+            raise AssertionError("a console of a process that is stopped")
+        assert time.monotonic() - began < 10 * PATIENCE
+        assert words(vm) == ("Running", "")
+        began = time.monotonic()
+        os.kill(vm.LeaderPID, signal.SIGKILL)
+        vm.wait_state("Error")
+        assert time.monotonic() - began < 1 * PATIENCE and words(vm) == CRASHED
+        vm.start()
+        assert words(vm) == ("Running", "")
+
+
+@test("a VMM that hangs: what is asked is answered, Stop goes the hard way, Kill works", timeout=90)
+def _():
+    # hypeman: a query that fails is no proof of a death; cocoon #139: every call to a VMM is bounded
+    with running() as vm, running() as other:
+        for end in ("stop", "kill"):
+            with stopped_process(vm.LeaderPID):
+                began = time.monotonic()
+                for _ in range(20):
+                    assert words(vm) == ("Running", "")
+                vm.properties(), vm.definition(), vm.console_log(), vm.last_output(), manager.list(), manager.objects()
+                assert time.monotonic() - began < 2 * PATIENCE
+                began = time.monotonic()
+                assert "CPUUsageNSec" in vm.stats()
+                assert time.monotonic() - began < 3.5 * PATIENCE
+                other.pause()
+                other.resume()
+                began = time.monotonic()
+                if end == "stop":
+                    vm.stop(timeout_usec=500000)
+                    assert words(vm) == ("Stopped", "stop-forced")
+                    assert 0.5 <= time.monotonic() - began < 9 * PATIENCE
+                else:
+                    pause = vm.pause_async()
+                    wait_for(lambda: vm.Job != "/")
+                    vm.kill()
+                    assert words(vm) == ("Stopped", "killed") and time.monotonic() - began < 2 * PATIENCE
+                    gather([pause])
+                    assert pause.error.short == "Canceled", pause.error
+            vm.start()
+
+
+@test("a start right after a death, again and again", timeout=60)
+def _():
+    # cocoon #152/#154: a start that races a dying VMM; incus ea476dec69: the old monitor is not gone before the new start
+    with vm_of() as vm:
+        for n in range(12):
+            vm.start()
+            with contextlib.suppress(ProcessLookupError):       # a start of one that has died unseen is fine
+                os.kill(vm.LeaderPID or 2**22 + 1, signal.SIGKILL)
+            if n % 2:
+                vm.wait_state("Error")
+        vm.wait_state("Error")
+        runs = usage_of(vm)
+        assert len(runs) >= 6 and all(0 < a <= b for a, b in runs), runs
+
+
+@test("ten that die at once", timeout=60)
+def _():
+    with contextlib.ExitStack() as stack:
+        vms = [stack.enter_context(vm_of(tiny_definition(memory="16M"))) for _ in range(10)]
+        assert gather([vm.start_async() for vm in vms], 30) == [None] * 10
+        for pid in [vm.LeaderPID for vm in vms]:
+            os.kill(pid, signal.SIGKILL)
+        for vm in vms:
+            vm.wait_state("Error")
+        assert {words(vm) for vm in vms} == {CRASHED} and vmm_count() == 0
+
+
+@test("a death while the removal, the pause or the console of the same VM is asked for", timeout=60)
+def _():
+    for what in ("remove_async", "pause_async", "update", "console", "stop_async", "kill_async"):
+        with running() as vm:
+            pid = vm.LeaderPID
+            os.kill(pid, signal.SIGKILL)
+            try:
+                if what == "remove_async":
+                    gather([vm.remove_async(force=True)])
+                    vm.wait_gone()
+                elif what == "update":
+                    gather([vm.update_async({"resources": {"CPUWeight": 9}})])
+                elif what == "console":
+                    vm.open_console().close()
+                else:
+                    gather([getattr(vm, what)()])
+            except BusError as error:
+                assert error.short in ("NotRunning", "BackendFailed"), error
+            if what != "remove_async":
+                vm.wait_state("Error", "Stopped")
+                wait_for(lambda: vm.Job == "/")
+                vm.start()
+                assert words(vm) == ("Running", "") and vmm_count() == 1
+
+
+run()

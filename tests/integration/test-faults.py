@@ -1,0 +1,555 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# suite: fault timeout=600
+"""The matrix of faults: at each point that the binary names, whatever applies there: the daemon dies, the VMM dies, the step fails with
+EIO or ENOSPC, it hangs. Afterwards all is quiet, the invariants hold, and the VM can be used.
+
+With VMUNIT_ALL all cases run; else a fixed part, and one that changes from day to day.
+"""
+
+import datetime
+import fnmatch
+import os
+import random
+import sqlite3
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+import vmunit_test as vt
+from invariants import DATABASE, Known
+from vmunit_test import *
+
+FAULT_FILE = "/run/vmunit/fault"
+LAST_BOOT = "/var/lib/vmunit/last-boot"
+DISK = "/var/lib/fault-disk.raw"
+PARTS = 10                                      # of the cases that are not fixed, one runs a day
+
+# Transitions that nothing leads to here: other back ends, real limits of memory, disk errors, virtiofsd
+UNREACHED = {f"commit.{t}.{when}" for t in ("io-error", "guest-reboot", "vmm-exited", "oom-kill", "vmm-failed", "virtiofsd-crashed",
+                                            "reboot") for when in ("before", "after")}
+# Each way out of a hang, in turn
+WAYS = ("deadline", "stop", "kill", "cancel", "remove")
+
+os.makedirs("/etc/vmunit", exist_ok=True)
+with open("/etc/vmunit/vmunit.conf", "w") as f:
+    f.write("[VMUnit]\nStartTimeoutSec=4s\nRestartSec=50ms\nRestartMaxDelaySec=100ms\nRestartResetSec=1h\n")
+os.makedirs("/run/systemd/system/vmunitd.service.d", exist_ok=True)
+with open("/run/systemd/system/vmunitd.service.d/fault.conf", "w") as f:
+    f.write("[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=10ms\n")
+with open(DISK, "wb") as f:
+    f.truncate(1 << 20)
+systemctl("daemon-reload")
+start_daemon()
+manager = Manager()
+known = Known()
+owner = None                                    # the daemon's name on the bus, when a fault was armed
+
+
+def arm(*lines):
+    global owner
+    owner = vt._owner()
+    with open(FAULT_FILE + ".new", "w") as f:
+        f.write("".join(line + "\n" for line in lines))
+    os.rename(FAULT_FILE + ".new", FAULT_FILE)
+
+
+def wait_fired(died=False):
+    """died: also until another daemon has come."""
+    wait_for(lambda: not os.path.exists(FAULT_FILE), 10, "the fault to fire", poll=0.01)
+    if died:
+        wait_for(lambda: vt._owner() not in (None, owner), 20, "another daemon", poll=0.05)
+
+
+class Case:
+    def __init__(self, point, action):
+        self.point, self.action, self.name = point, action, f"{point} {action}"
+        self.call, self.vm, self.gone = None, None, False
+        self.way = WAYS[sum(self.name.encode()) % len(WAYS)]
+        self.ignore = ()
+
+    # What a case begins with
+
+    def create(self, start=False, **over):
+        self.vm = manager.create("fault", tiny_definition(**over))
+        known.add(self.vm)
+        if start:
+            self.vm.start()
+        return self.vm
+
+    def up(self, **over):
+        """A VM whose guest hears its power button."""
+        self.create(start=True, **over).wait_log(b"TINY-UP")
+
+    def paused(self):
+        self.create(start=True).pause()
+
+    def arm(self, *before):
+        arm(*before, self.name)
+
+    def fire(self, call=None):
+        """The fault is armed, CALL (a function) made, and the fault has fired."""
+        self.arm()
+        self.call = call() if call else None
+        self.wait_fired()
+
+    def wait_fired(self):
+        wait_fired(self.action == "kill-daemon")
+
+    def dead_vmm(self):
+        pid = self.vm.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_exit(pid)
+
+    # What a case ends with
+
+    def ended(self, timeout=30):
+        """The call's error (None: it has succeeded)."""
+        if not self.call:
+            return None
+        wait_for(lambda: self.call.done, timeout, "an answer to the call")
+        return self.call.error
+
+    def state(self):
+        self.settle()
+        return self.vm.State, self.vm.StateReason
+
+    def settle(self):
+        known.check(30, self.ignore)
+
+    def expect(self, *states, error=None):
+        """error: True, False or None for either"""
+        e = self.ended()
+        if self.action == "kill-daemon":
+            assert e is None or e.name.startswith(("org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected")), e
+        elif error is not None:
+            assert bool(e) == error, f"the call's error is {e}"
+        state = self.state()
+        assert any(state == s or state[0] == s for s in states), f"{state} instead of {states}"
+
+    def finish(self):
+        """The VM can be used, and goes."""
+        if not self.vm or self.gone:
+            return
+        vm = self.vm
+        if sum(self.name.encode()) % 2:
+            if vm.State in ("Running", "Paused"):
+                vm.stop(timeout_usec=0)
+                assert vm.State == "Stopped"
+            vm.start()
+            assert vm.State == "Running" and vm.pid
+            vm.kill()
+            vm.remove()
+        else:
+            if vm.State in ("Stopped", "Error"):
+                vm.start()
+            assert vm.State in ("Running", "Paused") and vm.pid
+            vm.remove(force=True)
+        vm.wait_gone()
+
+
+# What leads to a point, and what it may lead to
+
+def op_start(c):
+    c.create()
+    if c.point.startswith("start.clear"):
+        kill_daemon()                           # one that knows nothing of the last run
+    c.fire(c.vm.start_async)
+    before = {"start.clear.before", "start.files.before"}
+    if c.action == "hang":
+        return out_of_hang(c)
+    if c.action in ("EIO", "ENOSPC"):
+        if c.point.startswith("commit.started"):
+            return c.expect("Running", error=False)
+        if c.point in ("commit.start.before", "job.number"):
+            return c.expect(("Stopped", ""), error=True)
+        c.expect(("Stopped", "start-failed"), error=True)
+        if c.action == "ENOSPC":
+            assert c.call.error.short == "NoSpace", c.call.error
+    elif c.action == "kill-vmm":
+        late = c.point.startswith(("commit.started", "start.boot.after"))
+        return c.expect(("Error", "vmm-crashed"), ("Stopped", "start-failed")) if late else \
+            c.expect(("Stopped", "start-failed"), error=True)
+    elif c.point == "commit.started.after":
+        c.expect("Running")
+    elif c.point in before | {"commit.start.before", "job.number"}:
+        c.expect("Stopped")
+    else:
+        c.expect(("Stopped", "start-failed"))
+    return None
+
+
+def out_of_hang(c):
+    vm, way = c.vm, c.way
+    if way == "cancel":
+        vm.job.cancel()
+    elif way == "remove":
+        vm.remove(force=True)
+        vm.wait_gone()
+        c.gone = True
+        known.forget(next(iter(known.definitions)))
+    elif way != "deadline":
+        getattr(vm, way)()
+    error = c.ended()
+    assert error.short == ("Timeout" if way == "deadline" else "Canceled"), error
+    if way == "remove":
+        c.settle()
+    else:
+        c.expect(("Stopped", {"deadline": "start-failed", "kill": "killed"}.get(way, "stopped")))
+
+
+def op_create(c):
+    c.arm()
+    text = tiny_definition()
+    c.call = manager.create_async("fault", text)
+    c.wait_fired()
+    e = c.ended()
+    if c.action in ("EIO", "ENOSPC"):
+        assert e and (c.action == "EIO" or e.short == "NoSpace"), e
+    if c.point == "create.write":
+        assert e and not manager.list()
+        return c.settle()
+    c.vm = manager.vm("fault")
+    known.add(c.vm)
+    return c.expect("Stopped")
+
+
+def op_stop(c):
+    """Stop with the button, or what the point's name says."""
+    hard = c.point in ("stop.quit", "commit.stop-forced.before", "commit.stop-forced.after")
+    if c.point == "stop.resume":
+        c.paused()
+    else:
+        c.up()
+    keys = {"timeout_usec": 0} if hard else {"timeout_usec": 300000} if c.action == "hang" else {}
+    c.fire(lambda: c.vm.stop_async(**keys))
+    if c.point == "run.gone" and c.action != "kill-daemon":
+        c.ignore = ("/run/vmunit/vms",)         # goes with the next start, or the removal
+    if c.point == "commit.stop.before" and c.action == "kill-daemon":
+        return c.expect("Running")
+    if c.point == "commit.stop.before" and c.action == "kill-vmm":
+        return c.expect("Stopped")
+    return c.expect("Stopped", error=False)
+
+
+def op_kill(c):
+    c.create(start=True)
+    c.fire(c.vm.kill_async)
+    if c.action == "hang":
+        assert c.ended().short == "Timeout"
+        assert (c.vm.State, c.vm.StateReason) == ("Error", "stop-failed") and c.vm.pid
+        c.call = c.vm.kill_async()
+    c.expect("Stopped", error=False)
+
+
+def op_stop_failed(c):
+    c.create(start=True)
+    arm("stop.kill hang", c.name)
+    c.call = c.vm.kill_async()
+    c.wait_fired()
+    if c.action == "kill-daemon":               # which finds a VM that is being stopped, and goes on
+        return c.expect("Stopped", "Error", "Running")
+    c.ended()
+    if c.action == "kill-vmm":
+        c.expect("Stopped", "Error")
+    else:
+        c.expect(("Error", "stop-failed"))
+    return None
+
+
+def op_found(c):
+    """An Error whose VMM lives is found running, or paused, by a Start."""
+    paused = "found-paused" in c.point
+    (c.paused if paused else lambda: c.create(start=True))()
+    pid = c.vm.pid
+    arm("stop.kill hang")
+    with expect_error("Timeout"):
+        c.vm.kill()
+    assert c.vm.State == "Error"
+    c.fire(c.vm.start_async)
+    if c.action == "kill-vmm":
+        return c.expect(("Error", "vmm-crashed"))
+    c.expect("Paused" if paused else "Running", "Error", error=False)
+    assert c.vm.pid == pid, "it was launched once more"
+    return None
+
+
+def op_call(c):
+    """Pause, Resume, Reset, Reboot"""
+    method = {"commit.paused": "Pause", "commit.resumed": "Resume"}.get(c.point.rpartition(".")[0], c.point.split(".")[1])
+    if method == "Resume":
+        c.paused()
+    else:
+        c.up()
+    pid = c.vm.pid
+    c.fire(lambda: getattr(c.vm, method.lower() + "_async")())
+    if c.action == "kill-vmm":
+        return c.expect(("Error", "vmm-crashed"))
+    if c.action == "hang":
+        way = ("stop", "kill")[sum(c.name.encode()) % 2]
+        getattr(c.vm, way)()
+        assert c.ended().short == "Canceled", c.call.error
+        return c.expect("Stopped")
+    c.expect("Running", "Paused", error=c.action in ("EIO", "ENOSPC") and not c.point.startswith("commit"))
+    assert c.vm.pid == pid
+    return None
+
+
+def op_update(c):
+    """Labels, or resources, of a VM that runs"""
+    c.create(start=True)
+    old = c.vm.call("GetDefinition", "a{sv}", {})
+    patch = {"resources": {"TasksMax": 200}} if "resources" in c.point else {"labels": {"a": "b"}}
+    c.fire(lambda: c.vm.update_async(patch))
+    known.definitions[c.vm.Id] = {old}
+    if c.action == "hang":
+        c.vm.kill()
+        assert c.ended().short == "Canceled", c.call.error
+        return c.expect("Stopped")
+    error = c.ended()
+    failed = c.action in ("EIO", "ENOSPC") and c.point != "event.write"
+    if c.point == "update.resources" and c.action == "kill-vmm":
+        failed = bool(error)                    # its death may be noticed first
+        # PID 1, told of limits while the slice goes, makes its cgroup anew, which then stays until the next run ends
+        c.ignore = ("cgroup machine-vmunit-fault.slice",)
+    assert c.action == "kill-daemon" or bool(error) == failed, error
+    new = c.vm.call("GetDefinition", "a{sv}", {})
+    changed = new != old
+    assert changed == (not error or c.point in ("update.written", "event.write")), f"changed: {changed}, error: {error}"
+    known.definitions[c.vm.Id] = {new}
+    return c.expect(("Error", "vmm-crashed")) if c.action == "kill-vmm" else c.expect("Running")
+
+
+def op_remove(c):
+    running = c.action == "kill-vmm" or "begin" in c.point
+    c.create(start=running)
+    if not running:                             # there is something to be removed
+        c.vm.start()
+        c.vm.kill()
+    vm_id = c.vm.Id
+    if "remove-blocked" in c.point:
+        arm("remove.files EIO", c.name)
+        c.call = c.vm.remove_async()
+        c.wait_fired()
+    else:
+        c.fire(lambda: c.vm.remove_async(force=running))
+    error = c.ended()
+    if c.point == "commit.remove.before" and c.action != "kill-vmm":
+        assert error
+        return c.expect("Stopped")
+    known.forget(vm_id)
+    c.vm.wait_gone(30)
+    c.gone = True
+    assert c.action == "kill-daemon" or not error, error
+    return c.settle()
+
+
+def op_guest(c):
+    """The guest powers off, or panics."""
+    c.up()
+    key, states = (b"p", ("Error", "guest-panicked")) if "panicked" in c.point else (b"q", ("Stopped", "guest-shutdown"))
+    c.arm()
+    c.vm.open_console().sendall(key)
+    c.wait_fired()
+    c.expect(states)
+
+
+def op_crash(c):
+    """The VMM dies, with no policy."""
+    c.create(start=True)
+    c.arm()
+    c.dead_vmm()
+    c.wait_fired()
+    if c.point == "run.gone" and c.action != "kill-daemon":
+        c.ignore = ("/run/vmunit/vms",)
+    c.expect(("Error", "vmm-crashed"))
+
+
+def op_restart(c):
+    c.create(start=True, restart={"policy": "on-failure", "max": 3})
+    pid = c.vm.pid
+    c.arm()
+    c.dead_vmm()
+    c.wait_fired()
+    # a store that can't be written makes it wait for some time
+    wait_for(lambda: c.vm.State == "Running" and c.vm.pid not in (0, pid), 25, "it runs again", poll=0.05)
+    c.expect("Running")
+    assert c.vm.RestartCount == 1, c.vm.RestartCount
+
+
+def op_start_failed(c):
+    """A start that fails: of a VM in Error for restart-failed."""
+    c.create(disks=[{"name": "data0", "path": DISK}])
+    was_error = "restart-failed" in c.point
+    if was_error:
+        c.vm.start()
+        c.dead_vmm()
+        c.settle()
+    os.rename(DISK, DISK + ".away")
+    try:
+        c.fire(c.vm.start_async)
+        c.expect(("Error" if was_error else "Stopped", "start-failed"), "Stopped", error=True)
+    finally:
+        os.rename(DISK + ".away", DISK)
+
+
+def op_start_twice(c):
+    """A daemon that dies while it takes over from one that died."""
+    c.create()
+    arm("start.scope.after kill-daemon", c.name)
+    c.call = c.vm.start_async()
+    c.wait_fired()
+    c.expect(("Stopped", "start-failed"), error=True)
+
+
+def op_start_canceled(c):
+    c.create()
+    arm("start.connect.before hang")
+    start = c.vm.start_async()
+    wait_fired()
+    c.fire(c.vm.kill_async if "killed" in c.point else c.vm.stop_async)
+    c.expect(("Stopped", "killed" if "killed" in c.point else "stopped"), ("Stopped", "start-failed"), error=False)
+    wait_for(lambda: start.done, 10, "the start's answer")
+    assert start.error
+
+
+def op_boot(c):
+    """A boot of the host, as the daemon sees it."""
+    c.create(autostart=True)
+    stop_daemon()
+    os.unlink(LAST_BOOT)
+    c.arm()
+    systemctl("start", "--no-block", "vmunitd.service")
+    c.wait_fired()
+    if c.action != "kill-daemon":
+        c.expect("Stopped" if c.point == "boot.plan" else "Running")
+        kill_daemon()
+    def runs():
+        with contextlib.suppress(BusError):     # the daemon that dies has come by
+            return c.vm.State == "Running"
+    wait_for(runs, 15, "its autostart", poll=0.05)
+    c.expect("Running")
+    starts = [e for e in manager.events(vm=c.vm.Id, limit=1000) if e[4] == "starting"]
+    assert len(starts) == 1, starts
+
+
+def op_takeover(c):
+    c.create(start=True)
+    pid = c.vm.pid
+    c.arm()
+    kill_daemon(restart=False)
+    c.wait_fired()
+    if c.action == "kill-vmm":
+        return c.expect(("Error", "vmm-crashed"))
+    c.expect("Running")
+    assert c.vm.pid == pid
+    return None
+
+
+def op_host_reboot(c):
+    c.create(start=True)
+    pid = c.vm.pid
+    stop_daemon()
+    os.kill(pid, signal.SIGKILL)
+    wait_unit_gone("vmunit-fault.scope")
+    with contextlib.closing(sqlite3.connect(DATABASE)) as db:
+        db.execute("UPDATE vm SET boot_id = '00000000-0000-4000-8000-000000000000'")
+        db.commit()
+    c.arm()
+    systemctl("start", "--no-block", "vmunitd.service")
+    c.wait_fired()
+    c.ignore = ("/run/vmunit/vms",)             # a boot would have emptied it
+    c.expect(("Stopped", "host-reboot"))
+
+
+OPERATIONS = [
+    ("start.*", op_start), ("job.number", op_start), ("commit.start.*", op_start), ("commit.started.*", op_start),
+    ("create.*", op_create),
+    ("stop.kill", op_kill), ("commit.killed.*", op_kill),
+    ("stop.*", op_stop), ("commit.stop.*", op_stop), ("commit.stopped.*", op_stop), ("commit.stop-forced.*", op_stop),
+    ("exit.*", op_stop), ("run.gone", op_stop),
+    ("commit.stop-failed.*", op_stop_failed), ("commit.found-*", op_found),
+    ("call.*", op_call), ("commit.paused.*", op_call), ("commit.resumed.*", op_call),
+    ("update.*", op_update), ("event.write", op_update),
+    ("remove.*", op_remove), ("commit.remove.*", op_remove), ("commit.remove-blocked.*", op_remove),
+    ("commit.guest-*", op_guest), ("commit.vmm-crashed.*", op_crash),
+    ("restart.*", op_restart),
+    ("commit.start-failed.*", op_start_failed), ("commit.restart-failed.*", op_start_failed),
+    ("commit.start-stopped.*", op_start_canceled), ("commit.start-killed.*", op_start_canceled),
+    ("boot.*", op_boot), ("takeover.*", op_takeover), ("commit.host-reboot.*", op_host_reboot),
+]
+# Points that a second way leads to
+MORE = [("commit.start-failed.*", op_start_twice), ("exit.*", op_crash), ("run.gone", op_crash)]
+# What always runs, beside the day's part
+FIXED = ("start.scope.waiting kill-daemon", "start.fork.after kill-vmm", "start.usage ENOSPC", "start.go kill-daemon",
+         "start.exec.after kill-daemon", "start.launch.after EIO", "start.connect.before hang", "start.clear.after hang",
+         "commit.start.after kill-daemon", "commit.started.before kill-daemon", "commit.started.after kill-daemon",
+         "commit.started.before ENOSPC", "stop.button hang", "stop.kill hang", "commit.stop.after kill-daemon",
+         "commit.vmm-crashed.before kill-daemon", "call.Pause.after kill-daemon", "call.Reboot.before hang", "update.written kill-daemon",
+         "commit.remove.after kill-daemon", "remove.files EIO", "remove.record-gone kill-daemon", "restart.due kill-daemon",
+         "boot.planned kill-daemon", "takeover.found kill-vmm", "takeover.after kill-daemon", "commit.found-running.before kill-vmm")
+
+
+def points():
+    listing = subprocess.run(["/usr/sbin/vmunitd", "--fault-points"], check=True, capture_output=True, text=True).stdout
+    return sorted((line.split()[0], line.split()[1:]) for line in listing.splitlines())
+
+
+def operation(point):
+    return next((f for pattern, f in OPERATIONS if fnmatch.fnmatch(point, pattern)), None)
+
+
+def run_case(point, action, function):
+    c = Case(point, action)
+    try:
+        manager.remove_all()
+        known.check()
+        function(c)
+        c.finish()
+        known.definitions.clear()
+        known.check(20)
+    except BaseException:
+        for entry in journal("-u", "vmunitd.service", "-n", "25"):
+            print(f"# journal: {entry.get('MESSAGE')}")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(FAULT_FILE)
+        raise
+    finally:
+        known.definitions.clear()
+        known.policies.clear()
+
+
+all_points = points()
+cases = [(point, action, function) for point, actions in all_points if point not in UNREACHED
+         for function in [operation(point)] + [f for pattern, f in MORE if fnmatch.fnmatch(point, pattern)] for action in actions]
+if not os.environ.get("VMUNIT_ALL") and not sys.argv[1:]:
+    seed = os.environ.get("VMUNIT_SEED") or datetime.date.today().isoformat()
+    rest = [case for case in cases if f"{case[0]} {case[1]}" not in FIXED]
+    random.Random(seed).shuffle(rest)
+    chosen = rest[:len(rest) // PARTS]
+    print(f"# seed {seed} (VMUNIT_SEED): {len(chosen)} of {len(rest)} cases beside {len(FIXED)} fixed ones")
+    cases = [case for case in cases if f"{case[0]} {case[1]}" in FIXED or case in chosen]
+
+
+@test("each point of the binary is known here")
+def _():
+    names = {point for point, _ in all_points}
+    assert len(names) == len(all_points) > 100, len(all_points)
+    unknown = {name for name in names - UNREACHED if not operation(name)}
+    assert not unknown, unknown
+    assert UNREACHED < names, UNREACHED - names
+    stale = [pattern for pattern, _ in OPERATIONS if not fnmatch.filter(names, pattern)]
+    assert not stale, stale
+    every = {f"{point} {action}" for point, actions in all_points for action in actions}
+    assert set(FIXED) < every, set(FIXED) - every
+    manager.remove_all()
+    vm = manager.create("first", tiny_definition(), start=True)
+    vm.kill()
+    vm.remove()
+    vm.wait_gone()
+    known.base()
+
+
+for case in cases:
+    test(f"{case[0]} {case[1]} ({case[2].__name__.removeprefix('op_')})", timeout=60)(lambda case=case: run_case(*case))
+
+run()

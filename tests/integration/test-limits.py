@@ -1,0 +1,385 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# suite: timeout=240
+"""The daemon's own limits: rights, threads, descriptors, watchdog, what it says, when it refuses to start."""
+
+import os
+import re
+import shutil
+import sqlite3
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+from vmunit_test import *
+
+DATABASE = "/var/lib/vmunit/vmunit.db"
+CAPS = {"dac_override": 1, "dac_read_search": 2, "kill": 5, "setgid": 6, "setuid": 7, "setpcap": 8,
+        "net_bind_service": 10}
+manager = Manager()
+
+
+def status(pid):
+    with open(f"/proc/{pid}/status") as f:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+
+
+def mask(*names):
+    return sum(1 << CAPS[name] for name in names)
+
+
+def caps(pid, kind):
+    return int(status(pid)["Cap" + kind], 16)
+
+
+def parent(pid):
+    return int(status(pid)["PPid"])
+
+
+def fresh(name="limits", **over):
+    """A VM that runs, for tests of their own."""
+    manager.remove_all()
+    vm = manager.create(name, tiny_definition(**over))
+    vm.start()
+    vm.wait_log(b"TINY-UP")
+    return vm
+
+
+def drop_in(unit, text):
+    directory = f"/run/systemd/system/{unit}.d"
+    os.makedirs(directory, exist_ok=True)
+    with open(directory + "/limits.conf", "w") as f:
+        f.write(text)
+    systemctl("daemon-reload")
+
+
+def exposure(unit):
+    done = subprocess.run(["systemd-analyze", "security", "--no-pager", unit], capture_output=True, text=True, check=True)
+    return float(re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)[1])
+
+
+# Rights
+
+@test("systemd-analyze security: the daemon 2.0 at most, the launcher 4.5")
+def _():
+    fresh()
+    assert exposure("vmunitd.service") <= 2.0, exposure("vmunitd.service")
+    assert exposure("vmunit-launch.service") <= 4.5, exposure("vmunit-launch.service")
+
+
+@test("the daemon: one thread, root, CAP_KILL alone, a filter, no new privileges")
+def _():
+    fresh()
+    s = status(daemon_pid())
+    assert s["Threads"] == "1"
+    assert s["Uid"].split() == ["0"] * 4
+    for kind in ("Prm", "Eff", "Bnd"):
+        assert caps(daemon_pid(), kind) == mask("kill"), (kind, s["Cap" + kind])
+    assert caps(daemon_pid(), "Amb") == 0 and caps(daemon_pid(), "Inh") == 0
+    assert (s["NoNewPrivs"], s["Seccomp"]) == ("1", "2")
+
+
+@test("the launcher: one thread and the rights that its unit names")
+def _():
+    fresh()
+    s = status(launcher_pid())
+    assert s["Threads"] == "1"
+    assert caps(launcher_pid(), "Bnd") == mask(*CAPS), s["CapBnd"]
+    assert (s["NoNewPrivs"], s["Seccomp"]) == ("1", "2")
+
+
+@test("the VMM's parent has no rights, the VMM two")
+def _():
+    vm = fresh()
+    helper = parent(vm.pid)
+    with open(f"/proc/{helper}/comm") as f:
+        assert f.read().strip() == "vmunit-exec"
+    for kind in ("Inh", "Prm", "Eff", "Amb"):
+        assert caps(helper, kind) == 0, kind
+    for kind in ("Prm", "Eff", "Bnd"):
+        assert caps(vm.pid, kind) == mask("dac_read_search", "net_bind_service"), (kind, status(vm.pid)["Cap" + kind])
+    assert caps(vm.pid, "Inh") == 0 and caps(vm.pid, "Amb") == 0
+    for pid in (helper, vm.pid):
+        s = status(pid)
+        assert s["Uid"].split() == ["0"] * 4 and s["Groups"].strip() == "", s
+        assert (s["NoNewPrivs"], s["Seccomp"]) == ("1", "2"), s
+    assert status(helper)["Threads"] == "1"
+
+
+@test("the VMM is in no namespace of the daemon's, and in the mounts of the host")
+def _():
+    vm = fresh()
+    assert os.readlink(f"/proc/{vm.pid}/ns/mnt") == os.readlink("/proc/1/ns/mnt")
+    assert os.readlink(f"/proc/{daemon_pid()}/ns/mnt") != os.readlink("/proc/1/ns/mnt")
+
+
+@test("signals, limits and environment of the VMM are nobody's leftovers")
+def _():
+    vm = fresh()
+    s = status(vm.pid)
+    assert int(s["SigIgn"], 16) & ~(1 << (signal.SIGPIPE - 1)) == 0, s["SigIgn"]    # QEMU itself ignores SIGPIPE
+    with open(f"/proc/{vm.pid}/environ", "rb") as f:
+        words = {w.split(b"=")[0] for w in f.read().split(b"\0") if w}
+    assert words <= {b"PATH"}, words
+    assert os.readlink(f"/proc/{vm.pid}/cwd") == "/"
+    assert s["Umask"] in ("0022", "0077"), s["Umask"]
+    assert os.getsid(vm.pid) == vm.pid
+
+
+@test("descriptors of the VMM and its parent: those given, and what they made themselves")
+def _():
+    disk = "/tmp/limits.raw"
+    with open(disk, "wb") as f:
+        f.truncate(1 << 20)
+    vm = fresh(disks=[{"path": disk}])
+    kernel = os.path.realpath(tiny_definition()["boot"]["kernel"])
+    state = f"/var/lib/vmunit/vms/{vm.Id}"
+    files = {what for what in fds(vm.pid) if what.startswith("/") and not what.startswith(("/dev/", "/memfd:"))}
+    assert files <= {kernel, disk}, files
+    assert set(fds(vm.pid)) - files - {"/dev/kvm"} <= {w for w in fds(vm.pid) if w.startswith(("anon_inode:", "/memfd:"))
+                                                     or w in ("socket", "pipe")}, fds(vm.pid)
+    files = {what for what in fds(parent(vm.pid)) if what.startswith("/")}
+    assert files == {"/dev/null", f"{state}/console.log", f"{state}/last-output", f"/run/vmunit/vms/{vm.Id}/exit"}, files
+
+
+@test("files and directories are root's alone")
+def _():
+    vm = fresh()
+    for top in ("/run/vmunit", "/var/lib/vmunit"):
+        for directory, _, files in os.walk(top):
+            assert os.stat(directory).st_mode & 0o7777 == 0o700, directory
+            for file in files:
+                mode = os.lstat(os.path.join(directory, file)).st_mode
+                # of a socket the directory above is the guard
+                assert mode & 0o077 == 0 or (mode & 0o170000) == 0o140000, (file, oct(mode))
+    assert os.path.isdir(f"/run/vmunit/vms/{vm.Id}")
+
+
+# Leaks
+
+@test("50 starts and stops leave no descriptor and no memory", timeout=90)
+def _():
+    vm = fresh()
+    vm.kill()
+    daemon, launcher = daemon_pid(), launcher_pid()
+    for _ in range(5):
+        vm.start()
+        vm.kill()
+
+    def now():
+        return fds(daemon), fds(launcher)
+    before, memory = now(), int(status(daemon)["VmRSS"].split()[0])
+    for i in range(50):
+        vm.start()
+        vm.kill() if i % 2 else vm.stop(timeout_usec=0)
+    wait_for(lambda: now() == before, 5, f"the descriptors {before}", poll=0.05)
+    grown = int(status(daemon)["VmRSS"].split()[0]) - memory
+    assert grown < 1024, f"the daemon has grown by {grown} kB"
+    assert (daemon_pid(), launcher_pid()) == (daemon, launcher)
+
+
+@test("a console that is opened and closed 100 times leaves nothing", timeout=60)
+def _():
+    vm = fresh()
+    vm.open_console().close()
+    helper = parent(vm.pid)
+    before = fds(daemon_pid()), fds(helper)
+    for _ in range(100):
+        vm.open_console().close()
+    wait_for(lambda: (fds(daemon_pid()), fds(helper)) == before, 5, "the descriptors as before", poll=0.05)
+
+
+# The service
+
+@test("the bus starts the daemon")
+def _():
+    vm = fresh()
+    pid = vm.pid
+    stop_daemon()
+    assert daemon_pid() == 0 and unit_property("vmunitd.service", "ActiveState") == "inactive"
+    assert [name for name, *_ in manager.list()] == ["limits"]
+    assert daemon_pid() > 0 and (vm.State, vm.pid) == ("Running", pid)
+
+
+@test("SIGTERM ends the daemon in good order and leaves the VMs")
+def _():
+    vm = fresh()
+    pid, daemon = vm.pid, daemon_pid()
+    os.kill(daemon, signal.SIGTERM)
+    wait_exit(daemon)
+    wait_for(lambda: unit_property("vmunitd.service", "SubState") == "dead", 5, poll=0.05)
+    assert unit_property("vmunitd.service", "Result") == "success"
+    os.kill(pid, 0)
+    start_daemon()
+    assert (vm.State, vm.pid) == ("Running", pid)
+    with vm.open_console() as console:
+        console.send(b"x")
+        read_until(console.fileno(), b"x")
+
+
+@test("STATUS= tells how many run")
+def _():
+    vm = fresh()
+    manager.create("other", tiny_definition())
+
+    def text():
+        return unit_property("vmunitd.service", "StatusText")
+    wait_for(lambda: re.search(r"\b2 .*\b1 ", text()), 5, "2 VMs, 1 running", poll=0.05)
+    vm.kill()
+    wait_for(lambda: re.search(r"\b2 .*\b0 ", text()), 5, "2 VMs, 0 running", poll=0.05)
+
+
+@test("a daemon that hangs is started again by the watchdog, and the VMs live on", timeout=60)
+def _():
+    vm = fresh()
+    drop_in("vmunitd.service", "[Service]\nWatchdogSec=1\nTimeoutAbortSec=2\nLimitCORE=0\n")
+    systemctl("restart", "vmunitd.service")
+    pid, daemon = vm.pid, daemon_pid()
+    os.kill(daemon, signal.SIGSTOP)
+    wait_exit(daemon, 20)
+    wait_for(lambda: daemon_pid() not in (0, daemon), 20, "another daemon", poll=0.1)
+    assert (vm.State, vm.pid) == ("Running", pid)
+    assert any("watchdog" in str(e.get("MESSAGE", "")).lower() for e in journal("UNIT=vmunitd.service"))
+    drop_in("vmunitd.service", "")
+    systemctl("restart", "vmunitd.service")
+    assert vm.State == "Running"
+
+
+# The journal
+
+@test("mistakes in the configuration are warnings with file and line, and good values stay")
+def _():
+    fresh()
+    path = "/etc/vmunit/vmunit.conf.d/50-mistakes.conf"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as f:
+        f.write("[VMUnit]\n# a comment\nLogLevl=debug\nStartTimeoutSec=soon\nEventsMax=77\nno assignment\n\n[Nonsense]\nX=1\n")
+    pid = VM("limits").pid
+    systemctl("restart", "vmunitd.service")
+    said = [str(e["MESSAGE"]) for e in journal("_SYSTEMD_UNIT=vmunitd.service", "PRIORITY=4")]
+    for line, word in ((3, "LogLevl"), (4, "StartTimeoutSec=soon"), (6, "assignment"), (8, "Nonsense")):
+        assert any(f"{path}:{line}: " in text and word in text for text in said), (line, word, said)
+    assert not any(f"{path}:5: " in text for text in said), said
+    assert (VM("limits").State, VM("limits").pid) == ("Running", pid)
+    os.unlink(path)
+    systemctl("restart", "vmunitd.service")
+
+
+@test("a VM's story is in the journal, each step with its id")
+def _():
+    vm = fresh("story")
+    vm.pause()
+    vm.resume()
+    os.kill(vm.pid, signal.SIGKILL)
+    vm.wait_state("Error")
+    wait_for(lambda: vm.ExitSignal == signal.SIGKILL, 5)
+    ident = vm.Id
+    vm.remove()
+    vm.wait_gone()
+    entries = journal("VMUNIT_VM=story")
+    told = [(e.get("VMUNIT_STATE"), e.get("MESSAGE_ID")) for e in entries if e.get("MESSAGE_ID")]
+    for state in ("Stopped", "Starting", "Running", "Paused", "Error", "Removing"):
+        assert any(s == state for s, _ in told), (state, told)
+    assert all(len(m) == 32 and int(m, 16) for _, m in told)
+    assert all(e["VMUNIT_VM_ID"] == ident for e in entries), entries
+    assert {e["OBJECT_SYSTEMD_UNIT"] for e in entries if "OBJECT_SYSTEMD_UNIT" in e} == {"vmunit-story.scope"}
+    error = next(e for e in entries if e.get("VMUNIT_STATE") == "Error" and e["PRIORITY"] == "3")
+    assert error["VMUNIT_REASON"] == "vmm-crashed" and error["MESSAGE"].startswith("story: "), error
+
+
+# The database
+
+def damage_garbage(path):
+    with open(path, "wb") as f:
+        f.write(os.urandom(20000))
+
+
+def damage_empty(path):
+    open(path, "wb").close()
+
+
+def damage_truncated(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def damage_middle(path):
+    with open(path, "r+b") as f:
+        f.seek(4096 + 8)
+        f.write(b"\xff" * 3000)
+
+
+def damage_newer(path):
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+
+
+def damage_foreign(path):
+    os.unlink(path)
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE recipe (name TEXT)")
+    db.close()
+
+
+def damage_directory(path):
+    os.unlink(path)
+    os.mkdir(path)
+
+
+@contextlib.contextmanager
+def stopped_daemon():
+    """With a whole database at hand, which is put back."""
+    stop_daemon()
+    shutil.rmtree("/tmp/saved", ignore_errors=True)
+    shutil.copytree("/var/lib/vmunit", "/tmp/saved")
+    try:
+        yield
+    finally:
+        subprocess.run(["rm", "-rf", DATABASE, DATABASE + "-wal", DATABASE + "-shm"], check=True)
+        for suffix in ("", "-wal", "-shm"):
+            if os.path.exists("/tmp/saved/vmunit.db" + suffix):
+                shutil.copy2("/tmp/saved/vmunit.db" + suffix, DATABASE + suffix)
+        systemctl("stop", "vmunitd.service")
+        systemctl("reset-failed", "vmunitd.service", check=False)
+
+
+for kind in ("garbage", "empty", "truncated", "middle", "newer", "foreign", "directory"):
+    @test(f"no start with a database that is {kind}: a sentence instead, and no empty list", timeout=60)
+    def _(kind=kind):
+        vm = fresh()
+        pid = vm.pid
+        drop_in("vmunitd.service", "[Service]\nRestart=no\n")
+        with stopped_daemon():
+            globals()["damage_" + kind](DATABASE)
+            before = open(DATABASE, "rb").read() if kind != "directory" else None
+            mark = time.time()
+            systemctl("start", "vmunitd.service", check=False)
+            assert unit_property("vmunitd.service", "ActiveState") == "failed"
+            said = [str(e["MESSAGE"]) for e in journal("_SYSTEMD_UNIT=vmunitd.service", "PRIORITY=3", f"--since=@{mark:.6f}")]
+            assert len(said) == 1 and DATABASE in said[0] and len(said[0]) > len(DATABASE) + 40, said
+            systemctl("reset-failed", "vmunitd.service")
+            try:
+                # the bus itself would wait for 25 s for one that does not come up
+                raise AssertionError(f"it answers: {manager.call('ListVMs', timeout=2)}")
+            except BusError:
+                pass
+            if before is not None:
+                assert open(DATABASE, "rb").read() == before, "what was refused is not left as it was"
+            os.kill(pid, 0)
+        start_daemon()                                      # the bus waits still for the one that it has asked for
+        assert [(name, state) for name, _, state, _ in manager.list()] == [("limits", "Running")]
+        assert vm.pid == pid
+        drop_in("vmunitd.service", "")
+
+
+@test("a second daemon beside the first does no harm", timeout=40)
+def _():
+    vm = fresh()
+    pid, daemon = vm.pid, daemon_pid()
+    done = subprocess.run(["/usr/sbin/vmunitd"], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode not in (0, None), done
+    assert daemon_pid() == daemon and (vm.State, vm.pid) == ("Running", pid)
+    vm.stop()
+    assert vm.StateReason == "stopped"
+
+
+run()

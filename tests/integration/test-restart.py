@@ -1,0 +1,185 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# suite: timeout=300 sanitized
+"""Restart policies: back-off, budget, who wins against them, what survives the daemon."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+from vmunit_test import *
+
+os.makedirs("/etc/vmunit", exist_ok=True)
+with open("/etc/vmunit/vmunit.conf", "w") as f:
+    f.write("[VMUnit]\nRestartSec=200ms\nRestartMaxDelaySec=400ms\nRestartResetSec=1h\n")
+start_daemon()
+manager = Manager()
+
+
+def create(name, policy, maximum=5, **over):
+    return manager.create(name, tiny_definition(restart={"policy": policy, "max": maximum}, **over), start=True)
+
+
+def kill_vmm(vm):
+    pid = vm.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_exit(pid)
+
+
+def wait_again(vm, pid, timeout=15):
+    """Running with another process."""
+    wait_for(lambda: vm.State == "Running" and vm.pid not in (0, pid), timeout, f"{vm.Name} runs again")
+
+
+@test("on-failure starts a crashed VM again, and says so before")
+def _():
+    vm = create("again", "on-failure")
+    pid, mark = vm.pid, time.time()
+    kill_vmm(vm)
+    vm.wait_state("Error")
+    assert vm.StateReason == "vmm-crashed"
+    at = vm.RestartAtUSec / 1e6
+    assert mark < at < mark + 2 * 4, (mark, at)
+    wait_again(vm, pid)
+    assert vm.RestartCount == 1 and vm.RestartAtUSec == 0
+    kill_vmm(vm)
+    wait_for(lambda: vm.RestartCount == 2 and vm.State == "Running", 15, "the second restart")
+    vm.stop()
+    assert (vm.State, vm.StateReason, vm.RestartAtUSec) == ("Stopped", "stopped", 0)
+    vm.start()
+    assert vm.RestartCount == 0, "a manual start counts anew"
+    vm.remove(force=True)
+    vm.wait_gone()
+
+
+@test("no policy starts nothing")
+def _():
+    vm = create("none", "no")
+    kill_vmm(vm)
+    vm.wait_state("Error")
+    assert vm.RestartAtUSec == 0
+    vm.remove(force=True)
+    vm.wait_gone()
+
+
+@test("a guest's power-off is no failure, but always restarts it")
+def _():
+    once, always = create("once", "on-failure"), create("always", "always")
+    pid = always.pid
+    for vm in (once, always):
+        vm.wait_log(b"TINY-UP", 10)
+        vm.open_console().sendall(b"q")
+    once.wait_state("Stopped")
+    assert (once.StateReason, once.RestartAtUSec) == ("guest-shutdown", 0)
+    wait_again(always, pid)
+    for vm in (once, always):
+        vm.remove(force=True)
+        vm.wait_gone()
+
+
+@test("the budget ends it, with the cause of the death and a sentence")
+def _():
+    vm = create("budget", "on-failure", 2)
+    for count in (1, 2):
+        pid = vm.pid
+        kill_vmm(vm)
+        wait_again(vm, pid)
+        assert vm.RestartCount == count
+    kill_vmm(vm)
+    vm.wait_state("Error")
+    assert (vm.StateReason, vm.RestartAtUSec) == ("vmm-crashed", 0)
+    assert "limit" in vm.StateMessage, vm.StateMessage
+    vm.remove(force=True)
+    vm.wait_gone()
+
+
+@test("Stop, Kill and Remove win against a planned restart")       # dstack efc62ed6, 187aab05
+def _():
+    for verb in ("stop", "kill"):
+        vm = create("planned-" + verb, "on-failure")
+        kill_vmm(vm)
+        vm.wait_state("Error")
+        assert vm.RestartAtUSec > 0
+        getattr(vm, verb)()
+        assert (vm.State, vm.RestartAtUSec) == ("Stopped", 0)
+        mark = len(signals)
+        other = create("clock-" + verb, "on-failure")           # a restart takes its time: the planned one would be there as well
+        pid = other.pid
+        kill_vmm(other)
+        wait_again(other, pid)
+        assert vm.State == "Stopped" and vm.RestartCount == 0
+        assert not [s for s in signals[mark:] if s.member == "Event" and s.args[3] == vm.Name and s.args[4] == "starting"]
+        for v in (vm, other):
+            v.remove(force=True)
+            v.wait_gone()
+    vm = create("planned-remove", "on-failure")
+    kill_vmm(vm)
+    vm.wait_state("Error")
+    vm.remove()
+    vm.wait_gone()
+
+
+@test("Stop ends what a power-off had planned")
+def _():
+    vm = create("off", "always")
+    vm.wait_log(b"TINY-UP", 10)
+    vm.open_console().sendall(b"q")
+    vm.wait_state("Stopped")
+    assert vm.RestartAtUSec > 0
+    vm.stop()
+    assert vm.RestartAtUSec == 0
+    vm.remove()
+    vm.wait_gone()
+
+
+@test("a plan survives the daemon, also one that comes due while it is away")
+def _():
+    vm = create("survivor", "on-failure")
+    pid = vm.pid
+    kill_vmm(vm)
+    vm.wait_state("Error")
+    kill_daemon()
+    wait_again(vm, pid)
+    assert vm.RestartCount == 1
+
+    pid = vm.pid
+    stop_daemon()
+    os.kill(pid, signal.SIGKILL)
+    wait_exit(pid)
+    start_daemon()
+    wait_again(vm, pid)
+    assert vm.RestartCount == 2
+    vm.remove(force=True)
+    vm.wait_gone()
+
+
+@test("a start by policy that fails is an Error, and the next try")
+def _():
+    os.makedirs("/tmp/restart", exist_ok=True)
+    disk = "/tmp/restart/disk.raw"
+    with open(disk, "wb") as f:
+        f.truncate(1 << 20)
+    vm = create("failing", "on-failure", 3, disks=[{"name": "data0", "path": disk}])
+    os.rename(disk, disk + ".away")
+    kill_vmm(vm)
+    wait_for(lambda: vm.RestartCount == 3 and vm.State == "Error" and vm.RestartAtUSec == 0, 20, "the budget's end")
+    assert vm.StateReason == "start-failed", vm.StateReason
+    os.rename(disk + ".away", disk)
+    vm.start()
+    vm.remove(force=True)
+    vm.wait_gone()
+
+
+@test("an Update to no policy ends a plan")
+def _():
+    vm = create("update", "on-failure")
+    kill_vmm(vm)
+    vm.wait_state("Error")
+    assert vm.RestartAtUSec > 0
+    vm.update({"restart": {"policy": "no"}})
+    assert vm.RestartAtUSec == 0
+    vm.remove()
+    vm.wait_gone()
+
+
+run()

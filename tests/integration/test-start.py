@@ -1,0 +1,227 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# suite: timeout=200 sanitized
+"""Starts that fail or hang: the caller hears why, nothing is left, and the next start works."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+from vmunit_test import *
+from vmunit_beds import *
+
+TINY = os.environ["VMUNIT_GUESTS"] + "/tiny.elf"
+FAILED = ("Stopped", "start-failed")
+
+
+def scratch():
+    """A directory that the launcher sees as well, and that /tmp's clean-ups do not."""
+    return tempfile.TemporaryDirectory(dir="/var/tmp")
+
+
+def sparse(path):
+    with open(path, "wb") as f:
+        f.truncate(1 << 20)
+    return path
+
+
+@test("what is missing fails the start with its name; nothing is left, and the next start works")
+def _():
+    # my_hypervisor (d), (e): a failed start leaves nothing; a restart does not fail on leftovers
+    with scratch() as d, vm_of(tiny_definition(boot={"kernel": d + "/kernel"})) as vm:
+        before = snapshot_leftovers()
+        mark = len(signals)
+        for _ in range(2):
+            with expect_error("BackendFailed", d + "/kernel"):
+                vm.start()
+            assert words(vm) == FAILED and vm.StateMessage and d not in vm.StateMessage
+        assert [s[:2] for s in vm.states(mark)] == [("Starting", ""), FAILED] * 2
+        assert usage_of(vm) == [] and vm.LeaderPID == 0
+        after = snapshot_leftovers()
+        kept = "/var/lib/vmunit/vms/" + vm.Id
+        assert {f for f in after["files"] - before["files"] if not f.startswith(kept)} == set()
+        assert (after["units"], after["processes"], after["cgroups"]) == (before["units"], before["processes"], before["cgroups"])
+        shutil.copy(TINY, d + "/kernel")
+        vm.start()
+        assert words(vm) == ("Running", "")
+
+
+@test("files that are none: a directory, a FIFO, a device, a loop of links, nothing in it", timeout=60)
+def _():
+    with scratch() as d:
+        os.mkfifo(d + "/fifo")
+        os.symlink("loop", d + "/loop")
+        open(d + "/empty", "wb").close()
+        for path in (d, d + "/fifo", "/dev/null", d + "/loop", d + "/empty"):
+            with vm_of(tiny_definition(boot={"kernel": path})) as vm:
+                with expect_error("BackendFailed"):
+                    vm.start()
+                assert words(vm) == FAILED, path
+            if path != d + "/empty":
+                with vm_of(tiny_definition(disks=[{"path": path}])) as vm:
+                    with expect_error("BackendFailed", "disks[0].path"):
+                        vm.start()
+                    assert words(vm) == FAILED, path
+
+
+@test("a disk in use by another VM")
+def _():
+    with scratch() as d:
+        definition = tiny_definition(disks=[{"path": sparse(d + "/disk.raw")}])
+        with vm_of(definition) as one, vm_of(definition) as two:
+            one.start()
+            with expect_error("BackendFailed", "lock"):
+                two.start()
+            assert words(two) == FAILED and words(one) == ("Running", "")
+            one.stop()
+            two.start()
+            assert words(two) == ("Running", "")
+
+
+@test("a qcow2 runs; one with a backing file, or one that is none, is refused before QEMU sees it")
+def _():
+    with scratch() as d:
+        for arguments in (["good.qcow2", "1M"], ["-b", "good.qcow2", "-F", "qcow2", "child.qcow2"]):
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *arguments], check=True, cwd=d)
+        sparse(d + "/raw")
+        for name in ("good.qcow2", "child.qcow2", "raw"):
+            with vm_of(tiny_definition(disks=[{"path": f"{d}/{name}", "format": "qcow2"}])) as vm:
+                if name == "good.qcow2":
+                    vm.start()
+                    continue
+                try:
+                    vm.start()
+                except BusError as error:
+                    assert "disks[0]" in error.message, error
+                    assert error.short == "NotSupported" or name == "raw", error
+                else:
+                    raise AssertionError(name + " was started")
+                assert words(vm) == FAILED and usage_of(vm) == [], name
+
+
+@test("a start that hangs is ended by Stop, Kill, Cancel and Remove, at once", timeout=90)
+def _():
+    with fake_vmm("hang"):
+        for what, reason in (("stop", "stopped"), ("kill", "killed"), ("cancel", "stopped"), ("force", None)):
+            with vm_of() as vm:
+                start = vm.start_async()
+                wait_for(lambda: vm.LeaderPID, poll=0.02)
+                assert vm.State == "Starting"
+                pid, began = vm.LeaderPID, time.monotonic()
+                if what == "cancel":
+                    vm.job.cancel()
+                elif what == "force":
+                    vm.remove(force=True)
+                else:
+                    getattr(vm, what)()
+                if reason:
+                    vm.wait_state("Stopped")
+                else:
+                    vm.wait_gone()
+                assert time.monotonic() - began < 3 * PATIENCE and not alive(pid)
+                gather([start])
+                assert start.error and start.error.short == "Canceled", start.error
+                if reason:
+                    assert words(vm) == ("Stopped", reason)
+                    assert all(end for _, end in usage_of(vm)) and not os.path.exists("/run/vmunit/vms/" + vm.Id)
+
+
+@test("a start that takes its time runs when it may, and who asked meanwhile got Busy", timeout=60)
+def _():
+    with fake_vmm("gate") as fake, vm_of() as vm:
+        starts = [vm.start_async(), vm.start_async()]
+        wait_for(lambda: vm.LeaderPID, poll=0.02)
+        for what in ("pause", "resume", "reboot", "reset"):
+            with expect_error("Busy"):
+                getattr(vm, what)()
+        with expect_error("Busy"):
+            vm.update({"labels": {"a": "b"}})
+        fake("go")
+        assert gather(starts) == [None, None] and words(vm) == ("Running", "")
+        assert vm.LeaderPID and len(usage_of(vm)) == 1
+
+
+@test("a start from Error that fails stays Error, for the caller's start came from there")
+def _():
+    with scratch() as d:
+        shutil.copy(TINY, d + "/kernel")
+        with vm_of(tiny_definition(boot={"kernel": d + "/kernel"})) as vm:
+            vm.start()
+            os.kill(vm.LeaderPID, signal.SIGKILL)
+            vm.wait_state("Error")
+            os.rename(d + "/kernel", d + "/away")
+            with expect_error("BackendFailed"):
+                vm.start()
+            assert words(vm) == ("Error", "start-failed")
+            os.rename(d + "/away", d + "/kernel")
+            vm.start()
+            assert words(vm) == ("Running", "")
+
+
+@test("no accelerator is asked for, or no program is there", timeout=60)
+def _():
+    with vm_of(tiny_definition(accel="tcg")) as vm:
+        vm.start()
+        with open(f"/proc/{vm.LeaderPID}/cmdline", "rb") as f:
+            assert b"tcg" in f.read()
+    with vm_of() as vm:
+        with configured(QEMU="/nonexistent/qemu"):
+            with expect_error("BackendUnavailable"):
+                vm.start()
+            assert vm.State == "Stopped" and usage_of(vm) == []
+            qemu = dict(manager.Backends)["qemu"]
+            assert not qemu["Usable"] and qemu["Reason"], qemu
+        vm.start()
+
+
+@test("the launcher killed, idle and in the middle of a start: that start at most", timeout=90)
+def _():
+    with vm_of() as vm:
+        systemctl("start", "vmunit-launch.service")
+        os.kill(launcher_pid(), signal.SIGKILL)
+        vm.start()                              # another comes by its socket
+        assert words(vm) == ("Running", "")
+        pid = vm.LeaderPID
+        os.kill(launcher_pid(), signal.SIGKILL)
+        vm.wait_log(b"TINY-UP")
+        assert vm.LeaderPID == pid and words(vm) == ("Running", "")
+        vm.stop()
+        assert words(vm) == ("Stopped", "stopped")
+
+        for seen in ("open", "launch", "scope", "fork", "exec", "connect"):
+            mark = len(signals)
+            start = vm.start_async()
+            with contextlib.suppress(Timeout):
+                wait_for(lambda: start.done or any(s.member == "PropertiesChanged" and s.args[1].get("Stage") == seen
+                                                   for s in signals[mark:]), 5)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(launcher_pid() or 2**22 + 1, signal.SIGKILL)
+            gather([start])
+            if start.error:
+                assert start.error.short in ("BackendFailed", "BackendUnavailable"), start.error
+                assert words(vm) == FAILED and vmm_count() == 0
+                assert not os.path.exists("/run/vmunit/vms/" + vm.Id)
+            else:
+                assert words(vm) == ("Running", "")
+                vm.kill()
+        vm.start()
+        assert words(vm) == ("Running", "")
+
+
+@test("a launcher that hangs fails the start in time, and one that comes back goes on", timeout=60)
+def _():
+    with vm_of() as vm:
+        with launcher_stopped():
+            start = vm.start_async()
+            gather([start], 20)
+            assert start.error and start.error.short in ("BackendUnavailable", "BackendFailed", "Timeout"), start.error
+            assert words(vm) == FAILED
+        vm.start()
+        assert words(vm) == ("Running", "")
+
+
+run()

@@ -1,0 +1,519 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# suite: timeout=300 sanitized
+"""The daemon dies in each state of its VMs, and what happens meanwhile: the next one finds all as it is."""
+
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+from vmunit_test import *
+from vmunit_beds import *
+
+CRASHED = ("Error", "vmm-crashed")
+
+
+@contextlib.contextmanager
+def running(**over):
+    with vm_of(tiny_definition(**over)) as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        yield vm
+
+
+def restart_daemon():
+    systemctl("restart", "vmunitd.service")
+
+
+def stop_and_start_daemon():
+    stop_daemon()
+    start_daemon()
+
+
+ENDS = (kill_daemon, restart_daemon, stop_and_start_daemon)
+
+
+def at_rest(vm):
+    """What must not change by a change of daemons."""
+    return {key: value for key, value in vm.properties().items() if key != "Job"}
+
+
+# VMs that run on
+
+@test("VMs that run, are paused, stopped or have failed are the same for the next daemon", timeout=90)
+def _():
+    # hypeman PR#72, banger cec7291184: a restart of the daemon killed all VMs; dstack ecfd37af: states wrong after it
+    with contextlib.ExitStack() as stack:
+        vms = {name: stack.enter_context(vm_of(name=name)) for name in ("runs", "paused", "stopped", "failed", "new")}
+        for name, vm in vms.items():
+            if name != "new":
+                vm.start()
+                vm.wait_log(b"TINY-UP")
+        vms["paused"].pause()
+        vms["stopped"].stop()
+        os.kill(vms["failed"].LeaderPID, signal.SIGKILL)
+        vms["failed"].wait_state("Error")
+        wait_for(lambda: vms["failed"].ExitKnown and not os.path.exists("/run/vmunit/vms/" + vms["failed"].Id), poll=0.05)
+        before = {name: at_rest(vm) for name, vm in vms.items()}
+        runs, objects = {name: usage_of(vm) for name, vm in vms.items()}, set(manager.objects())
+        tree = {d: fs for d, _, fs in os.walk("/run/vmunit/vms")}
+        for end in ENDS:
+            end()
+            wait_idle()
+            assert {name: at_rest(vm) for name, vm in vms.items()} == before, end.__name__
+            assert {name: usage_of(vm) for name, vm in vms.items()} == runs
+            assert set(manager.objects()) == objects and vmm_count() == 2
+            assert {d: fs for d, _, fs in os.walk("/run/vmunit/vms")}.keys() == tree.keys()
+        vms["runs"].start()
+        vms["paused"].start()
+        assert {name: usage_of(vm) for name, vm in vms.items()} == runs and vmm_count() == 2
+        type_in(vms["runs"], b"xyz")
+        vms["paused"].resume()
+        type_in(vms["paused"], b"xyz")
+        for name in ("runs", "paused"):
+            wait_for(lambda: b"xyz" in vms[name].console_log(), poll=0.02)
+            vms[name].pause()
+            vms[name].resume()
+            vms[name].reboot()
+            assert "CPUUsageNSec" in vms[name].stats()
+            assert vms[name].LeaderPID == before[name]["LeaderPID"]
+            vms[name].stop()
+            assert words(vms[name]) == ("Stopped", "stopped")
+        vms["failed"].start()
+        vms["new"].start()
+        vms["stopped"].start()
+        assert {words(vms[n]) for n in ("failed", "new", "stopped")} == {("Running", "")}
+
+
+@test("a console stays open through the daemon's death, and its log has all of it")
+def _():
+    for end in ENDS:
+        with running() as vm:
+            with vm.open_console() as console:
+                assert b"elm" in echoed(console, b"elm")
+                end()
+                assert b"oak" in echoed(console, b"oak")
+                with vm.open_console() as other:
+                    assert b"and" in echoed(other, b"and") and b"and" in read_until(console.fileno(), b"and")
+            log = vm.console_log()
+            assert log.startswith(b"TINY-UP") and log.index(b"elm") < log.index(b"oak") < log.index(b"and"), log
+
+
+@test("what the guest does after a change of daemons is noticed", timeout=90)
+def _():
+    for key, expected in ((b"q", ("Stopped", "guest-shutdown")), (b"p", ("Error", "guest-panicked"))):
+        with running() as vm:
+            kill_daemon()
+            type_in(vm, b"r")
+            wait_for(lambda: "guest-reset" in types_of(vm))
+            wait_for(lambda: times_on(vm, b"TINY-UP") == 2, poll=0.02)
+            assert words(vm) == ("Running", "")
+            type_in(vm, key)
+            vm.wait_state(expected[0])
+            assert words(vm) == expected
+            wait_for(lambda: vm.ExitKnown)
+            assert all(end for _, end in usage_of(vm)) and len(usage_of(vm)) == 1
+    with running() as vm:
+        kill_daemon()
+        os.kill(vm.LeaderPID, signal.SIGKILL)
+        vm.wait_state("Error")
+        assert words(vm) == CRASHED
+        wait_for(lambda: vm.ExitKnown)
+        assert vm.ExitSignal == 9
+
+
+# What happens while no daemon is there
+
+@test("an end of the VMM while the daemon is away: its status is known, its reason is right", timeout=120)
+def _():
+    # dstack 09fd2aa5: a later stop hid how a VM had ended; cocoon 23e26df: a death by kill -9 gave no event
+    for what, expected, status in (
+            (b"q", ("Stopped", "guest-shutdown"), (0, 0)), (b"p", ("Error", "guest-panicked"), (1, 0)),
+            (signal.SIGKILL, CRASHED, (0, 9)), (signal.SIGTERM, CRASHED, (0, 0)), ("parent", CRASHED, None)):
+        for paused in (False, True):
+            if paused and isinstance(what, bytes):
+                continue
+            with running() as vm:
+                began, pid, parent = int(time.time() * 1e6), vm.LeaderPID, parent_of(vm)
+                if paused:
+                    vm.pause()
+                with vm.open_console() as console:
+                    stop_daemon()
+                    if isinstance(what, bytes):
+                        console.sendall(what)
+                    else:
+                        os.kill(parent if what == "parent" else pid, signal.SIGKILL if what == "parent" else what)
+                    wait_exit(pid)
+                    wait_exit(parent)
+                start_daemon()
+                assert words(vm) == expected, (what, words(vm))
+                assert vm.LeaderPID == 0 and (vm.ExitKnown, (vm.ExitCode, vm.ExitSignal)) == \
+                    ((True, status) if status else (False, (0, 0))), (what, vm.properties())
+                (_, end), = usage_of(vm)
+                assert end >= began
+                assert types_of(vm).count("vmm-exited") == 1
+                wait_unit_gone(vm.Unit)
+                vm.start()
+                assert words(vm) == ("Running", "") and vmm_count() == 1
+
+
+@test("a guest that resets itself while the daemon is away runs on")
+def _():
+    with running() as vm:
+        pid = vm.LeaderPID
+        with vm.open_console() as console:
+            stop_daemon()
+            console.sendall(b"r")
+            read_until(console.fileno(), b"TINY-UP")
+        start_daemon()
+        wait_for(lambda: words(vm) == ("Running", ""))
+        assert vm.LeaderPID == pid and len(usage_of(vm)) == 1
+
+
+@test("daemon and VMM killed together, in either order", timeout=120)
+def _():
+    for n in range(6):
+        with running() as vm:
+            pid = vm.LeaderPID
+            first, second = (daemon_pid(), pid) if n % 2 else (pid, daemon_pid())
+            killed = daemon_pid()
+            if n >= 4:                          # the parent as well
+                os.kill(parent_of(vm), signal.SIGKILL)
+            os.kill(first, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(second, signal.SIGKILL)
+            wait_for(lambda: daemon_pid() not in (0, killed), 20, poll=0.05)
+            vm.wait_state("Error")
+            assert words(vm) == CRASHED and vm.LeaderPID == 0
+            assert len(usage_of(vm)) == 1 and all(end for _, end in usage_of(vm))
+            vm.start()
+            assert words(vm) == ("Running", "") and vmm_count() == 1
+
+
+@test("the launcher killed while the daemon is away")
+def _():
+    with running() as vm:
+        pid = vm.LeaderPID
+        killed = daemon_pid()
+        os.kill(launcher_pid(), signal.SIGKILL)
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: daemon_pid() not in (0, killed), 20, poll=0.05)
+        wait_for(lambda: words(vm) == ("Running", ""))
+        assert vm.LeaderPID == pid
+        vm.stop()
+        vm.start()
+        assert words(vm) == ("Running", "")
+
+
+# In the middle of something
+
+@test("the daemon killed at each stage of a start: rolled back or run, never both", timeout=150)
+def _():
+    # dstack 1e62289d, cocoon: a launch whose record was lost; lxd #7966: a second VMM over a live one
+    for seen in ("clear", "files", "open", "launch", "scope", "fork", "exec", "connect", "boot", None):
+        with vm_of() as vm:
+            pid, mark = daemon_pid(), len(signals)
+            vm.start_async()
+            if seen:
+                with contextlib.suppress(Timeout):
+                    wait_for(lambda: vm.path and any(s.member == "PropertiesChanged" and s.args[1].get("Stage") == seen
+                                                     for s in signals[mark:]), 3)
+            else:
+                vm.wait_state("Running")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: daemon_pid() not in (0, pid), 20, poll=0.05)
+            assert vm.wait_state("Running", "Stopped", "Error"), words(vm)
+            if vm.State == "Running":
+                assert words(vm) == ("Running", "") and vmm_count() == 1, (seen, words(vm), vmm_count(), vm.LeaderPID)
+                assert len(usage_of(vm)) == 1
+                vm.kill()
+            else:
+                assert words(vm) in (("Stopped", "start-failed"), ("Stopped", "")), (seen, words(vm))
+                wait_for(lambda: vmm_count() == 0, poll=0.05)
+                wait_for(lambda: all(end for _, end in usage_of(vm)), poll=0.05)
+                wait_for(lambda: not os.path.exists("/run/vmunit/vms/" + vm.Id), poll=0.05)
+            assert vm.Job == "/"
+            vm.start()
+            assert words(vm) == ("Running", "") and vmm_count() == 1
+
+
+@test("the daemon killed while a start hangs in the launcher or in the VMM", timeout=90)
+def _():
+    for hang in ("launcher", "hang", "no-cont"):
+        with contextlib.ExitStack() as stack:
+            if hang != "launcher":
+                stack.enter_context(fake_vmm(hang))
+            vm = stack.enter_context(vm_of())
+            before = snapshot_leftovers()
+            start = None
+            with (launcher_stopped() if hang == "launcher" else contextlib.nullcontext()):
+                start = vm.start_async()
+                vm.wait_state("Starting")
+                if hang != "launcher":
+                    wait_for(lambda: vm.LeaderPID, poll=0.02)
+                pid = vm.LeaderPID
+                kill_daemon()
+                gather([start])
+                assert start.error
+                vm.wait_state("Stopped")
+            assert words(vm) == ("Stopped", "start-failed"), words(vm)
+            assert all(end for _, end in usage_of(vm))
+            wait_for(lambda: not pid or not alive(pid), poll=0.05)
+            wait_for(lambda: not os.path.exists("/run/vmunit/vms/" + vm.Id), poll=0.05)
+            wait_for(lambda: snapshot_leftovers()["processes"] == before["processes"] and
+                     snapshot_leftovers()["units"] == before["units"], 10, f"leftovers to go ({hang})", poll=0.05)
+
+
+@test("the daemon killed while a VM stops: the stop goes on", timeout=90)
+def _():
+    with running(stopTimeout="1s") as vm:       # deaf: it is ended when its time is over
+        deaf(vm)
+        vm.stop(no_block=True, timeout_usec=FOR_EVER)
+        vm.wait_state("Stopping")
+        kill_daemon()
+        assert vm.State == "Stopping" and vm.job and vm.job.Operation == "Stop"
+        vm.wait_state("Stopped")
+        assert words(vm) == ("Stopped", "stop-forced")
+    with running() as vm:                       # the guest powers off while nobody looks
+        pid = vm.LeaderPID
+        with stopped_process(pid):
+            vm.stop(no_block=True, timeout_usec=FOR_EVER)
+            vm.wait_state("Stopping")
+            stop_daemon()
+        start_daemon()
+        vm.wait_state("Stopped")
+        assert words(vm) == ("Stopped", "stopped") and not alive(pid)
+    with running() as vm:                       # a paused one is resumed by the next as well
+        vm.pause()
+        pid = vm.LeaderPID
+        with stopped_process(pid):
+            vm.stop(no_block=True, timeout_usec=FOR_EVER)
+            vm.wait_state("Stopping")
+            kill_daemon()
+        vm.wait_state("Stopped")
+        assert words(vm) == ("Stopped", "stopped") and b"POWERBTN" in vm.console_log()
+    with running() as vm:                       # and Kill overtakes it there
+        deaf(vm)
+        vm.stop(no_block=True, timeout_usec=FOR_EVER)
+        vm.wait_state("Stopping")
+        kill_daemon()
+        vm.kill()
+        assert words(vm) == ("Stopped", "killed")
+
+
+def again(verb):
+    """A daemon that has just come back says Busy until the VMM's API answers it."""
+    def done():
+        try:
+            verb()
+        except BusError as e:
+            assert e.short == "Busy", e
+            return False
+        return True
+    wait_for(done, 10, "the VMM's API", poll=0.02)
+
+
+@test("the daemon killed in a Kill, a Reboot, a Pause, an Update", timeout=120)
+def _():
+    for what in ("kill", "reboot", "pause", "update"):
+        with running() as vm:
+            pid = daemon_pid()
+            call = vm.update_async({"resources": {"CPUWeight": 33}}) if what == "update" else getattr(vm, what + "_async")()
+            if what != "kill":
+                with contextlib.suppress(Timeout):
+                    wait_for(lambda: call.done or vm.Job != "/", 1)
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: daemon_pid() not in (0, pid), 20, poll=0.05)
+            state = vm.wait_state("Running", "Paused", "Stopped", "Error")
+            if what == "kill":
+                assert state in ("Stopped", "Running", "Error")
+            elif what == "reboot":              # the button may have been pressed without the order to stay
+                assert words(vm) in (("Running", ""), ("Stopped", "guest-shutdown")), words(vm)
+            else:
+                assert words(vm) in (("Running", ""), ("Paused", "")), words(vm)
+            if what == "update" and state == "Running":
+                weight = vm.definition().get("resources", {}).get("CPUWeight")
+                assert weight in (None, 33)
+            wait_for(lambda: vmm_count() == (vm.State in ("Running", "Paused")), 5, f"as many VMMs as there should be ({what})",
+                     poll=0.05)
+            if vm.State == "Paused":
+                again(vm.resume)
+            if vm.State == "Running":
+                vm.stop()
+                assert vm.State == "Stopped"
+            assert all(end for _, end in usage_of(vm))
+
+
+@test("a reboot that the daemon's death has cut off is finished by the next", timeout=90)
+def _():
+    for _ in range(3):
+        with running() as vm:
+            pid, killed, mark = vm.LeaderPID, daemon_pid(), len(signals)
+            vm.reboot_async()
+            wait_for(lambda: any(s.args[4] == "power-button" for s in signalled("Event", since=mark)))
+            os.kill(killed, signal.SIGKILL)     # the guest looks for the button 18 times a second
+            wait_for(lambda: daemon_pid() not in (0, killed), 20, poll=0.05)
+            wait_for(lambda: times_on(vm, b"TINY-UP") == 2, 10, "the guest's second life", poll=0.05)
+            assert words(vm) == ("Running", "") and vm.LeaderPID == pid and times_on(vm, b"POWERBTN") == 1
+            assert len(usage_of(vm)) == 1
+            vm.stop()                           # which ends it again
+            assert words(vm) == ("Stopped", "stopped")
+
+
+@test("the daemon killed while VMs are removed: they go", timeout=90)
+def _():
+    # dstack 67f42ced: removal must be crash-recoverable
+    manager.list()
+    wait_idle()
+    before = snapshot_leftovers()
+    for force in (False, True):
+        vms = [manager.create(f"go{n}", tiny_definition(memory="16M")) for n in range(6)]
+        assert gather([vm.start_async() for vm in vms]) == [None] * 6
+        if not force:
+            assert gather([vm.stop_async() for vm in vms]) == [None] * 6
+        pid = daemon_pid()
+        calls = [vm.remove_async(force=force) for vm in vms]
+        wait_for(lambda: any(c.done for c in calls))
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: daemon_pid() not in (0, pid), 20, poll=0.05)
+        wait_for(lambda: all(state != "Removing" for _, _, state, _ in manager.list()), 15)
+        gather(calls)
+        for vm, c in zip(vms, calls):
+            if c.error is None:
+                assert not vm.exists()
+        manager.remove_all()
+        assert all(u[4] for u in manager.usage())
+    wait_for(lambda: not os.listdir("/var/lib/vmunit/vms") and not os.listdir("/run/vmunit/vms"), poll=0.05)
+    now = snapshot_leftovers()
+    assert {k: now[k] for k in ("units", "processes", "cgroups")} == {k: before[k] for k in ("units", "processes", "cgroups")}
+
+
+@test("many deaths in a row, with VMs in several states", timeout=120)
+def _():
+    with running() as one, running() as two:
+        two.pause()
+        pids = one.LeaderPID, two.LeaderPID
+        for _ in range(8):
+            killed = daemon_pid()
+            os.kill(killed, signal.SIGKILL)
+            wait_for(lambda: daemon_pid() not in (0, killed), 20, poll=0.01)
+        wait_for(lambda: (words(one), words(two)) == (("Running", ""), ("Paused", "")))
+        assert (one.LeaderPID, two.LeaderPID) == pids
+        one.stop()
+        assert words(one) == ("Stopped", "stopped")
+
+
+# What is found
+
+@test("after a boot of the host: Stopped, host-reboot")
+def _():
+    # ignite #351, #721: status "running" after a host reboot, and rm fails
+    with contextlib.ExitStack() as stack:
+        vms = [stack.enter_context(running()) for _ in range(3)]
+        vms[1].pause()
+        deaf(vms[2])
+        vms[2].stop(no_block=True, timeout_usec=FOR_EVER)
+        pids = [vm.LeaderPID for vm in vms]
+        ids = [vm.Id for vm in vms]
+        slices = [vm.Slice for vm in vms]
+        with database() as db:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+                wait_exit(pid)
+            for slice_ in slices:
+                wait_unit_gone(slice_)
+            for identity in ids:
+                for name in os.listdir("/run/vmunit/vms/" + identity):
+                    os.unlink(f"/run/vmunit/vms/{identity}/{name}")
+                os.rmdir("/run/vmunit/vms/" + identity)
+            db.execute("UPDATE vm SET boot_id = '01234567-89ab-4def-8123-456789abcdef' WHERE boot_id != ''")
+        assert [words(vm) for vm in vms] == [("Stopped", "host-reboot")] * 3
+        assert all(end for vm in vms for _, end in usage_of(vm)) and [vm.LeaderPID for vm in vms] == [0] * 3
+        vms[0].start()
+        assert words(vms[0]) == ("Running", "")
+        vms[1].remove()
+        vms[1].wait_gone()
+
+
+@test("an Error whose VMM lives becomes what the VMM says, without a second launch", timeout=60)
+def _():
+    # cocoon #57: error → running, without metering twice; lxd #7966, #8969
+    for paused in (False, True):
+        with running() as vm:
+            if paused:
+                vm.pause()
+            identity, pid, state = vm.Id, vm.LeaderPID, "Paused" if paused else "Running"
+            runs = usage_of(vm)
+            with stopped_process(pid):
+                with database() as db:
+                    db.execute("UPDATE vm SET state = 'Error', reason = 'stop-failed', message = 'x' WHERE id = ?", (identity,))
+                assert words(vm) == ("Error", "stop-failed") and vm.LeaderPID == pid
+                with expect_error("InvalidState"):
+                    vm.remove()
+            vm.wait_state(state)
+            assert vm.LeaderPID == pid and vmm_count() == 1 and usage_of(vm) == runs, (usage_of(vm), runs, types_of(vm))
+            vm.start()
+            assert vm.State == state and vmm_count() == 1 and usage_of(vm) == runs
+            vm.stop()
+            assert words(vm) == ("Stopped", "stopped")
+    for call, expected in (("kill", ("Stopped", "killed")), ("stop", ("Stopped", "stop-forced")), ("force", None)):
+        with running() as vm:
+            identity, pid = vm.Id, vm.LeaderPID
+            with stopped_process(pid):
+                with database() as db:
+                    db.execute("UPDATE vm SET state = 'Error', reason = 'stop-failed', message = 'x' WHERE id = ?", (identity,))
+                assert vm.State == "Error"
+                if call == "force":
+                    vm.remove(force=True)
+                    vm.wait_gone()
+                elif call == "kill":
+                    vm.kill()
+                else:
+                    try:
+                        vm.stop(timeout_usec=200000)
+                    except BusError as error:   # the VMM has not said yet what it does
+                        assert error.short == "Busy", error
+                        continue
+            assert not alive(pid)
+            if expected:
+                assert words(vm) == expected, words(vm)
+
+
+@test("what an earlier crash has left in the VM's directory hinders no start", timeout=60)
+def _():
+    # incus c8956c30a8: leftover sockets at start; cocoon #202; my_hypervisor (e)
+    with vm_of() as vm:
+        where = "/run/vmunit/vms/" + vm.Id
+        for paths in (("qmp", "exec"), ("run", "exit", "qmp"), ("sub/dir/file",), ("run.new",)):
+            for path in paths:
+                os.makedirs(os.path.dirname(f"{where}/{path}"), exist_ok=True)
+                with open(f"{where}/{path}", "w", encoding="utf-8") as f:
+                    f.write("BOOT_ID=nonsense\nPID=1\nSTART=1\n")
+            kill_daemon()
+            vm.start()
+            assert words(vm) == ("Running", "")
+            vm.stop()
+            assert not os.path.exists(where)
+
+
+@test("the bus restarted: the VMs live on", timeout=60)
+def _():
+    # Last, since our own connection goes with it
+    vm = manager.create("bus", tiny_definition())
+    vm.start()
+    pid, path = vm.LeaderPID, vm.path
+
+    def ask(*words_):
+        done = subprocess.run(["busctl", "--timeout=5", *words_], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+    systemctl("restart", "dbus.service", check=False)
+    assert wait_for(lambda: ask("get-property", BUS, path, VM_INTERFACE, "State"), 30, "the daemon on the new bus",
+                    poll=0.1) == 's "Running"'
+    assert ask("get-property", BUS, path, VM_INTERFACE, "LeaderPID") == f"u {pid}" and alive(pid)
+    assert ask("call", BUS, path, VM_INTERFACE, "Stop", "a{sv}", "0") is not None
+    assert ask("get-property", BUS, path, VM_INTERFACE, "StateReason") == 's "stopped"'
+    assert ask("call", BUS, path, VM_INTERFACE, "Remove", "a{sv}", "0") is not None
+
+
+run()

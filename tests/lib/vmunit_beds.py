@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the tests of life cycle, units and crashes share: VMs that go away, deaf guests, VMMs that misbehave."""
+
+import itertools
+import sqlite3
+
+from vmunit_test import *
+
+__all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time
+    stopped_process database usage_of types_of wait_idle times_on words FOR_EVER PATIENCE""".split()
+
+manager = Manager()
+DATABASE = "/var/lib/vmunit/vmunit.db"
+FAKE = "/run/fake-vmm"
+CONF = "/run/vmunit/vmunit.conf.d"
+FOR_EVER = 2**64 - 1
+PATIENCE = 4 if SANITIZED else 1                # what upper limits of times are multiplied by
+_names = (f"vm{n}" for n in itertools.count())
+_nesting = 0
+
+
+@contextlib.contextmanager
+def vm_of(definition=None, name=None, **keys):
+    """A VM that is removed by force at the end; with the outermost one all has to be as it was before."""
+    global _nesting
+    if not _nesting:
+        manager.list()
+        wait_idle()
+        before = snapshot_leftovers()
+    vm = manager.create(name or next(_names), definition or tiny_definition(), **keys)
+    _nesting += 1
+    try:
+        yield vm
+    except BaseException:
+        with contextlib.suppress(Exception):
+            print(f"# {vm.path}: {vm.properties()}")
+            print(f"# last output: {vm.last_output()!r}")
+        with contextlib.suppress(Exception):
+            vm.remove(force=True)
+            vm.wait_gone(5)
+        raise
+    finally:
+        _nesting -= 1
+    with contextlib.suppress(BusError):
+        vm.remove(force=True)
+    vm.wait_gone()
+    if not _nesting:
+        assert_no_leftovers(before, 10)
+
+
+def wait_idle():
+    """The daemon has heard of its back ends, so that no probe is under way."""
+    wait_for(lambda: dict(manager.Backends)["qemu"].get("Version"), 15, "the version of QEMU", poll=0.05)
+
+
+def words(vm):
+    """(State, StateReason) of the same moment"""
+    properties = vm.properties()
+    return properties["State"], properties["StateReason"]
+
+
+# Guests
+
+def echoed(console, text):
+    console.sendall(text)
+    return read_until(console.fileno(), text)
+
+
+def type_in(vm, text):
+    """Writes to the guest's serial port."""
+    with vm.open_console() as console:
+        console.sendall(text)
+        read_until(console.fileno(), text[:1])
+
+
+def deaf(vm):
+    """The guest hears neither the power button nor us any more."""
+    vm.wait_log(b"TINY-UP")
+    type_in(vm, b"s")
+
+
+def times_on(vm, text):
+    return vm.console_log().count(text)
+
+
+# Processes
+
+@contextlib.contextmanager
+def stopped_process(pid):
+    """SIGSTOP for a while; the process may end meanwhile."""
+    fd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(fd, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGCONT)
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def launcher_stopped():
+    """A start that begins here hangs until the end of the block."""
+    systemctl("start", "vmunit-launch.service")
+    with stopped_process(launcher_pid()):
+        yield
+
+
+def start_time(pid):
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
+        return int(f.read().rpartition(")")[2].split()[19])
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
+            return f.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def vmm_count():
+    """How many QEMUs there are, but for those that are asked for their version."""
+    count = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as f:
+            words_ = f.read().split(b"\0")
+            count += os.path.basename(words_[0]).startswith(b"qemu-system") and b"--version" not in words_ and alive(int(pid))
+    return count
+
+
+def parent_of(vm):
+    """The pid of the VMM's parent, vmunit-exec."""
+    parent, = set(unit_pids(vm.Unit)) - {vm.LeaderPID}
+    return parent
+
+
+# The daemon
+
+@contextlib.contextmanager
+def configured(**settings):
+    """A daemon with other settings, in the block."""
+    os.makedirs(CONF, exist_ok=True)
+    conf = CONF + "/50-test-" + "-".join(settings) + ".conf"
+    with open(conf, "w", encoding="utf-8") as f:
+        f.write("[VMUnit]\n" + "".join(f"{key}={value}\n" for key, value in settings.items()))
+    systemctl("restart", "vmunitd.service")
+    try:
+        yield
+    finally:
+        os.unlink(conf)
+        systemctl("restart", "vmunitd.service")
+        wait_idle()
+
+
+# Python, for it speaks. What it does is told by a file, since a VMM gets no environment.
+_VMM = r"""#!/usr/bin/python3 -I
+import json, os, signal, socket, sys, time
+BASE = "%(base)s"
+if "--version" in sys.argv:
+    print("QEMU emulator version 7.2.0 (fake)")
+    sys.exit()
+with open(BASE + "/mode") as f:
+    mode, _, text = f.read().partition(" ")
+
+def real():
+    os.execv("/usr/bin/qemu-system-x86_64", ["qemu-system-x86_64"] + sys.argv[1:])
+
+def accept():
+    return socket.socket(fileno=3).accept()[0]
+
+def speak(answers_cont):        # it never runs the guest
+    peer = accept()
+    say = lambda o: peer.sendall(json.dumps(o).encode() + b"\r\n")
+    version = {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}
+    say({"QMP": {"version": version, "capabilities": []}})
+    for line in peer.makefile():
+        command = json.loads(line)
+        answer = {"status": "prelaunch", "running": False} if command["execute"] == "query-status" else {}
+        if command["execute"] != "cont" or answers_cont:
+            say({"return": answer, "id": command.get("id")})
+
+def say_last(text):
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+if mode == "real":
+    real()
+elif mode == "exit":
+    say_last(text)
+    sys.exit(1)
+elif mode == "signal":
+    say_last(text)
+    os.kill(os.getpid(), signal.SIGSEGV)
+elif mode == "gate":            # the real one, when it may
+    while not os.path.exists(BASE + "/go"):
+        time.sleep(0.005)
+    real()
+elif mode == "garbage":
+    accept().sendall(b"\xff\x00{[nonsense\r\n")
+elif mode == "endless":
+    peer = accept()
+    try:
+        while True:
+            peer.sendall(b"x" * 65536)
+    except OSError:
+        pass
+elif mode == "closes":
+    accept().close()
+elif mode in ("no-cont", "never-runs"):
+    speak(mode == "never-runs")
+while True:                     # also for "hang"
+    signal.pause()
+"""
+
+
+@contextlib.contextmanager
+def fake_vmm(mode="real", **settings):
+    """In the block QEMU= is a program of ours. Gives a function that says what the next ones do: real, exit WORDS,
+    signal WORDS, hang, gate (until fake("go")), garbage, endless, closes, no-cont, never-runs."""
+    os.makedirs(FAKE, exist_ok=True)
+    with open(FAKE + "/vmm", "w", encoding="utf-8") as f:
+        f.write(_VMM % {"base": FAKE})
+    os.chmod(FAKE + "/vmm", 0o755)
+
+    def become(what):
+        if what == "go":
+            open(FAKE + "/go", "w", encoding="utf-8").close()
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(FAKE + "/go")
+        with open(FAKE + "/mode", "w", encoding="utf-8") as f:
+            f.write(what)
+
+    become(mode)
+    with configured(QEMU=FAKE + "/vmm", **settings):
+        wait_idle()
+        yield become
+
+
+# What is stored
+
+@contextlib.contextmanager
+def database():
+    """The daemon's database, with the daemon stopped; it starts again at the end."""
+    stop_daemon()
+    connection = sqlite3.connect(DATABASE)
+    try:
+        yield connection
+        connection.commit()
+    finally:
+        connection.close()
+        start_daemon()
+
+
+def usage_of(vm):
+    """[(start, end)] of the VM's runs, end 0 while open"""
+    return [(u[3], u[4]) for u in manager.usage() if u[0] == vm.Id]
+
+
+def types_of(vm, after=0):
+    return [e[4] for e in manager.events(vm=vm.Id, after=after)]

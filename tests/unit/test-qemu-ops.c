@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <poll.h>
+#include <time.h>
+
+#include "basic/fd-util.h"
+#include "basic/json-util.h"
+#include "basic/string-util.h"
+#include "vmm/vmm.h"
+
+#include "tap.h"
+
+/* The operations against a played QEMU: what the real one does seldom, or never. */
+
+#define GREETING "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n"
+#define DEADLINE_USEC (10 * USEC_PER_SEC)
+
+typedef struct Fake {
+        sd_event *event;
+        VMM *vmm;
+        int listener, peer;
+        char input[16384];
+        size_t n_input;
+        char log[1024];                 /* names of the commands, in their order */
+        const char *status;             /* what query-status says */
+        const char *fail;               /* this command fails */
+        const char *mute;               /* this one is not answered */
+        const char *before, *before_event; /* before the reply to this command comes that */
+
+        unsigned n[_VMM_EVENT_MAX];
+        VMMState state;
+        int error;
+        unsigned n_replies;
+        int last_reply;
+        size_t n_counters;
+        char last_message[256], counter[64];
+        VMMEvent free_on;
+        bool free_on_reply;
+} Fake;
+
+static char directory[] = "/tmp/test-qemu-ops.XXXXXX", path[64];
+
+static uint64_t now_usec(void) {
+        struct timespec t;
+
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (uint64_t) t.tv_sec * USEC_PER_SEC + (uint64_t) t.tv_nsec / 1000;
+}
+
+static void fake_free(Fake *f) {
+        VMM *v = TAKE_PTR(f->vmm);
+
+        vmm_freep(&v);
+}
+
+static void on_event(void *userdata, VMMEvent event, VMMState state, int error) {
+        Fake *f = userdata;
+
+        f->n[event]++;
+        f->state = state;
+        f->error = error;
+        if (f->free_on == event)
+                fake_free(f);
+}
+
+static void on_reply(void *userdata, int error, const char *message) {
+        Fake *f = userdata;
+
+        f->n_replies++;
+        f->last_reply = error;
+        snprintf(f->last_message, sizeof f->last_message, "%s", strempty(message));
+        if (f->free_on_reply)
+                fake_free(f);
+}
+
+static void on_counters(void *userdata, int error, const VMMCounter *counters, size_t n) {
+        Fake *f = userdata;
+
+        f->n_counters = n;
+        snprintf(f->counter, sizeof f->counter, "%s", n > 0 ? counters[0].name : "");
+        on_reply(userdata, error, NULL);
+}
+
+static void say(Fake *f, const char *s) {
+        (void) send(f->peer, s, strlen(s), MSG_NOSIGNAL);
+}
+
+static void answer(Fake *f, json_object *o) {
+        const char *name = json_get_string(o, "execute", "");
+        _cleanup_free_ char *reply = NULL;
+        int id = (int) json_get_int(o, "id", 0);
+
+        snprintf(f->log + strlen(f->log), sizeof f->log - strlen(f->log), "%s ", name);
+        if (streq_ptr(f->before, name))
+                say(f, f->before_event);
+        if (streq_ptr(f->mute, name))
+                return;
+        if (streq_ptr(f->fail, name))
+                reply = strjoinf("{\"error\": {\"class\": \"GenericError\", \"desc\": \"no %s\"}, \"id\": %d}\r\n", name, id);
+        else if (streq(name, "query-status"))
+                reply = strjoinf("{\"return\": {\"status\": \"%s\"}, \"id\": %d}\r\n", f->status, id);
+        else if (streq(name, "query-blockstats"))
+                reply = strjoinf("{\"return\": [1, {}, {\"node-name\": \"disk-../x\", \"stats\": {\"rd_bytes\": 1}}, {\"node-name\": \"firmware\"}, "
+                                 "{\"node-name\": \"disk-a\", \"stats\": {\"rd_bytes\": -1, \"wr_bytes\": \"x\", \"rd_operations\": 7}}], \"id\": %d}\r\n", id);
+        else
+                reply = strjoinf("{\"return\": {}, \"id\": %d}\r\n", id);
+        say(f, reply);
+}
+
+static void turn(Fake *f) {
+        char *end;
+        ssize_t n;
+
+        (void) sd_event_run(f->event, USEC_PER_MSEC);
+        n = recv(f->peer, f->input + f->n_input, sizeof f->input - f->n_input, MSG_DONTWAIT);
+        if (n > 0)
+                f->n_input += (size_t) n;
+        while ((end = memchr(f->input, '\n', f->n_input))) {
+                _cleanup_json_ json_object *o = NULL;
+
+                *end = 0;
+                o = json_tokener_parse(f->input);
+                f->n_input -= (size_t) (end + 1 - f->input);
+                answer(f, o);
+                memmove(f->input, end + 1, f->n_input);
+        }
+}
+
+#define wait_for(f, condition)                                          \
+        ({                                                              \
+                uint64_t _end = now_usec() + DEADLINE_USEC;             \
+                while (!(condition) && now_usec() < _end)               \
+                        turn(f);                                        \
+                (condition);                                            \
+        })
+
+static void fake_start(Fake *f, const char *status) {
+        struct pollfd p;
+
+        *f = (Fake) { .listener = unix_listen(path, SOCK_STREAM), .status = status, .free_on = _VMM_EVENT_MAX };
+        p = (struct pollfd) { .fd = f->listener, .events = POLLIN };
+        if (f->listener < 0 || sd_event_new(&f->event) < 0 || qemu_ops.connect(f->event, path, on_event, f, &f->vmm) < 0 ||
+            poll(&p, 1, 1000) != 1)
+                abort();
+        f->peer = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC|SOCK_NONBLOCK);
+        say(f, GREETING);
+}
+
+static void fake_up(Fake *f, const char *status) {
+        fake_start(f, status);
+        if (!wait_for(f, f->n[VMM_EVENT_CONNECTED]))
+                abort();
+        f->log[0] = 0;
+}
+
+static void fake_stop(Fake *f) {
+        fake_free(f);
+        safe_close(f->peer);
+        safe_close(f->listener);
+        sd_event_unref(f->event);
+}
+
+static void test_connect(void) {
+        static const struct {
+                const char *name;
+                VMMState state;
+        } table[] = {
+                { "prelaunch", VMM_STATE_NOT_STARTED }, { "running", VMM_STATE_RUNNING }, { "paused", VMM_STATE_PAUSED },
+                { "io-error", VMM_STATE_IO_ERROR }, { "shutdown", VMM_STATE_SHUTDOWN }, { "internal-error", VMM_STATE_FAILED },
+                { "guest-panicked", VMM_STATE_FAILED }, { "suspended", VMM_STATE_UNKNOWN }, { "", VMM_STATE_UNKNOWN },
+        };
+        Fake f;
+
+        for (size_t i = 0; i < ELEMENTSOF(table); i++) {
+                fake_start(&f, table[i].name);
+                ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED]), "connected");
+                is_int(f.state, table[i].state, "… %s", table[i].name);
+                is_str(f.log, "qmp_capabilities set-action query-status ", "… after it was set right");
+                fake_stop(&f);
+        }
+
+        fake_start(&f, "running");
+        f.fail = "query-status";
+        ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "no state, no connection");
+        is_int(f.error, -EBADMSG, "… for a bad answer");
+        is_int(qemu_ops.boot(f.vmm, on_reply, &f), -ENOTCONN, "… and no call after it");
+        is_int(qemu_ops.reboot(f.vmm, on_reply, &f), -ENOTCONN, "… of any kind");
+        is_int(qemu_ops.counters(f.vmm, on_counters, &f), -ENOTCONN, "… at all");
+        qemu_ops.drain(f.vmm);
+        is_int(f.n[VMM_EVENT_CONNECTED], 0, "… and it never was one");
+        fake_stop(&f);
+
+        fake_start(&f, "running");
+        f.fail = "set-action";
+        ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED]), "an older QEMU without set-action is one");
+        fake_stop(&f);
+
+        fake_start(&f, "running");
+        f.before = "query-status";
+        f.before_event = "{\"event\": \"STOP\"}\n{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n";
+        ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED] || f.n[VMM_EVENT_GUEST_SHUTDOWN]), "a shutdown before the state is known");
+        is_int(f.n[VMM_EVENT_GUEST_SHUTDOWN], 1, "… is told");
+        fake_stop(&f);
+
+        for (VMMEvent e = VMM_EVENT_CONNECTED; e <= VMM_EVENT_DISCONNECTED; e += VMM_EVENT_DISCONNECTED) {
+                fake_start(&f, "running");
+                f.free_on = e;
+                if (e == VMM_EVENT_DISCONNECTED)
+                        say(&f, "garbage\n");
+                ok(wait_for(&f, !f.vmm), "freed in event %d", e);
+                fake_stop(&f);
+        }
+}
+
+/* Asked for before QEMU has said a word */
+static void test_early_boot(void) {
+        Fake f;
+
+        fake_start(&f, "prelaunch");
+        f.before = "cont";
+        f.before_event = "{\"event\": \"RESUME\"}\n";
+        is_int(qemu_ops.boot(f.vmm, on_reply, &f), 0, "boot at once");
+        is_int(qemu_ops.boot(f.vmm, on_reply, &f), -EBUSY, "… not twice");
+        ok(wait_for(&f, f.n_replies == 1), "… is answered");
+        is_int(f.last_reply, 0, "… well");
+        is_int(f.n[VMM_EVENT_CONNECTED], 1, "… after it was connected");
+        is_int(f.n[VMM_EVENT_RUNNING], 1, "… and runs");
+        is_str(f.log, "qmp_capabilities set-action query-status cont ", "… with nothing between");
+        fake_stop(&f);
+
+        /* It obeys and is silent: the state says that the guest does not run. */
+        fake_start(&f, "prelaunch");
+        (void) qemu_ops.boot(f.vmm, on_reply, &f);
+        ok(wait_for(&f, f.n_replies == 1), "a boot without effect");
+        is_int(f.last_reply, -EIO, "… has failed");
+        fake_stop(&f);
+
+        for (unsigned i = 0; i < 3; i++) {
+                static const char *const commands[] = { "qmp_capabilities", "query-status", "cont" };
+
+                fake_start(&f, "prelaunch");
+                f.fail = commands[i];
+                (void) qemu_ops.boot(f.vmm, on_reply, &f);
+                ok(wait_for(&f, f.n_replies == 1), "%s fails", commands[i]);
+                ok(f.last_reply < 0, "… and so does the boot");
+                fake_stop(&f);
+                is_int(f.n_replies, 1, "… once");
+        }
+
+        fake_start(&f, "prelaunch");
+        f.peer = safe_close(f.peer);
+        ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "a connection that has ended");
+        is_int(qemu_ops.boot(f.vmm, on_reply, &f), -ENOTCONN, "… boots nothing");
+        fake_stop(&f);
+
+        fake_start(&f, "prelaunch");
+        (void) qemu_ops.boot(f.vmm, on_reply, &f);
+        fake_free(&f);
+        is_int(f.last_reply, -ECANCELED, "freed with a boot put off");
+        is_int(f.n_replies, 1, "… which is told once");
+        fake_stop(&f);
+}
+
+static void test_stops(void) {
+        static const struct {
+                const char *status;
+                VMMEvent event;
+        } table[] = {
+                { "paused", VMM_EVENT_PAUSED }, { "io-error", VMM_EVENT_IO_ERROR }, { "internal-error", VMM_EVENT_FAILED },
+                { "guest-panicked", VMM_EVENT_GUEST_PANICKED },
+        };
+        Fake f;
+
+        for (size_t i = 0; i < ELEMENTSOF(table); i++) {
+                fake_up(&f, "running");
+                f.status = table[i].status;
+                say(&f, "{\"event\": \"STOP\"}\n{\"event\": \"STOP\"}\n");
+                ok(wait_for(&f, f.n[table[i].event]), "STOP and %s", f.status);
+                (void) wait_for(&f, strstr(f.log, "query-status query-status "));
+                turn(&f);
+                is_int(f.n[table[i].event], 1, "… once");
+                fake_stop(&f);
+        }
+
+        fake_up(&f, "io-error");
+        f.before = "cont";
+        f.before_event = "{\"event\": \"RESUME\"}\n";
+        f.status = "running";
+        (void) qemu_ops.resume(f.vmm, on_reply, &f);
+        ok(wait_for(&f, f.n_replies), "resume after a disk error");
+        is_int(f.last_reply, 0, "… works");
+        is_int(f.n[VMM_EVENT_RUNNING], 1, "… with its event");
+        fake_stop(&f);
+}
+
+static void test_calls(void) {
+        Fake f;
+
+        fake_up(&f, "prelaunch");
+        (void) qemu_ops.boot(f.vmm, on_reply, &f);
+        ok(wait_for(&f, f.n_replies), "`cont` was obeyed, but QEMU does not run");
+        is_int(f.last_reply, -EIO, "… is no success");
+        f.fail = "cont";
+        (void) qemu_ops.boot(f.vmm, on_reply, &f);
+        ok(wait_for(&f, f.n_replies == 2), "`cont` is refused");
+        is_int(f.last_reply, -EREMOTEIO, "… is no success");
+        is_str(f.last_message, "no cont", "… and says why");
+        f.fail = "query-status";
+        (void) qemu_ops.pause(f.vmm, on_reply, &f);
+        ok(wait_for(&f, f.n_replies == 3), "the state is refused");
+        is_int(f.last_reply, -EREMOTEIO, "… is no success");
+        f.fail = NULL;
+
+        (void) qemu_ops.counters(f.vmm, on_counters, &f);
+        ok(wait_for(&f, f.n_replies == 4), "counters that make no sense");
+        is_int(f.n_counters, 1, "… are passed over");
+        is_str(f.counter, "a.ReadOps", "… but one");
+
+        f.mute = "quit";
+        (void) qemu_ops.quit(f.vmm, on_reply, &f);
+        (void) qemu_ops.counters(f.vmm, on_counters, &f);
+        ok(wait_for(&f, strstr(f.log, "quit")), "quit");
+        say(&f, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-quit\"}}\n");
+        shutdown(f.peer, SHUT_RDWR);
+        ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "… ends without an answer");
+        is_int(f.n_replies, 6, "… both calls are answered");
+        is_int(f.n[VMM_EVENT_SHUTDOWN], 1, "… and the reason told");
+        fake_stop(&f);
+
+        fake_up(&f, "running");
+        f.mute = "stop";
+        (void) qemu_ops.pause(f.vmm, on_reply, &f);
+        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
+        (void) qemu_ops.counters(f.vmm, on_counters, &f);
+        fake_free(&f);
+        is_int(f.n_replies, 3, "freeing answers all calls");
+        is_int(f.last_reply, -ECANCELED, "… with ECANCELED");
+        fake_stop(&f);
+
+        for (unsigned i = 0; i < 4; i++) {
+                fake_up(&f, "paused");
+                f.free_on_reply = true;
+                (void) (i == 3 ? qemu_ops.counters(f.vmm, on_counters, &f) :
+                        (i == 0 ? qemu_ops.pause : i == 1 ? qemu_ops.power_button : qemu_ops.reboot)(f.vmm, on_reply, &f));
+                f.fail = i == 2 ? "system_powerdown" : NULL;
+                ok(wait_for(&f, !f.vmm), "freed in reply %u", i);
+                is_int(f.n_replies, 1, "… which comes once");
+                fake_stop(&f);
+        }
+}
+
+static void test_reboot(void) {
+        static const char *const steps[] = { "set-action", "system_powerdown", "system_reset", "cont" };
+        Fake f;
+
+        for (size_t i = 0; i <= ELEMENTSOF(steps); i++) {
+                fake_up(&f, "running");
+                f.fail = i < ELEMENTSOF(steps) ? steps[i] : NULL;
+                (void) qemu_ops.reboot(f.vmm, on_reply, &f);
+                (void) wait_for(&f, f.n_replies || strstr(f.log, "system_powerdown "));
+                say(&f, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n{\"event\": \"STOP\"}\n");
+                (void) wait_for(&f, f.n_replies || strstr(f.log, "system_reset "));
+                say(&f, "{\"event\": \"RESET\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-system-reset\"}}\n");
+                f.before = "cont";
+                f.before_event = "{\"event\": \"RESUME\"}\n";
+                ok(wait_for(&f, f.n_replies == 1), "reboot, %s fails", f.fail ?: "nothing");
+                is_int(f.last_reply, f.fail ? -EREMOTEIO : 0, "… %s", f.last_message);
+                fake_stop(&f);
+        }
+
+        fake_up(&f, "running");
+        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
+        (void) wait_for(&f, strstr(f.log, "system_powerdown "));
+        say(&f, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n");
+        (void) wait_for(&f, strstr(f.log, "system_reset "));
+        qemu_ops.reboot_cancel(f.vmm);
+        f.before = "cont";
+        f.before_event = "{\"event\": \"RESUME\"}\n";
+        say(&f, "{\"event\": \"RESET\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-system-reset\"}}\n");
+        ok(wait_for(&f, f.n_replies == 1), "given up when the guest is down: it comes up");
+        is_int(f.last_reply, -ECANCELED, "… for nobody");
+        f.n_replies = 0;
+        f.fail = "system_powerdown";
+        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
+        ok(wait_for(&f, f.n_replies == 1), "and the next reboot");
+        is_int(f.last_reply, -EREMOTEIO, "… is one of its own");
+        fake_stop(&f);
+
+        fake_up(&f, "running");
+        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
+        (void) wait_for(&f, strstr(f.log, "system_powerdown "));
+        say(&f, "{\"event\": \"GUEST_PANICKED\", \"data\": {\"action\": \"pause\"}}\n");
+        ok(wait_for(&f, f.n_replies == 1), "a guest that panics on its way down ends the reboot");
+        is_int(f.last_reply, -EIO, "… as a failure");
+        is_int(f.n[VMM_EVENT_GUEST_PANICKED], 1, "… and is told");
+        fake_stop(&f);
+
+        /* The guest goes down when the reboot has just been given up, and QEMU still stays. */
+        fake_up(&f, "running");
+        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
+        (void) wait_for(&f, strstr(f.log, "system_powerdown "));
+        f.status = "shutdown";
+        f.before = "set-action";
+        f.before_event = "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n{\"event\": \"STOP\"}\n";
+        turn(&f);
+        qemu_ops.reboot_cancel(f.vmm);
+        ok(wait_for(&f, strstr(f.log, "quit ")), "a guest down in the moment of giving up: QEMU is told to go");
+        is_int(f.last_reply, -ECANCELED, "… the reboot is canceled");
+        is_int(f.n[VMM_EVENT_GUEST_SHUTDOWN], 1, "… and the shutdown told");
+        qemu_ops.reboot_cancel(f.vmm);
+        fake_stop(&f);
+}
+
+static void test_resets(void) {
+        Fake f;
+
+        fake_up(&f, "running");
+        for (unsigned i = 0; i < 3; i++)
+                say(&f, "{\"event\": \"RESET\", \"data\": {\"guest\": true, \"reason\": \"guest-reset\"}}\n");
+        say(&f, "{\"event\": \"POWERDOWN\"}\n{\"event\": \"WATCHDOG\", \"data\": {}}\n");
+        ok(wait_for(&f, f.n[VMM_EVENT_POWER_BUTTON]), "three resets of one reboot");
+        is_int(f.n[VMM_EVENT_GUEST_RESET], 1, "… are one");
+        fake_stop(&f);
+}
+
+int main(void) {
+        if (!mkdtemp(directory))
+                return 1;
+        snprintf(path, sizeof path, "%s/qmp", directory);
+
+        test_connect();
+        test_early_boot();
+        test_stops();
+        test_calls();
+        test_reboot();
+        test_resets();
+
+        (void) unlink(path);
+        (void) rmdir(directory);
+        return done_testing();
+}
