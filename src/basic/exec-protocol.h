@@ -5,7 +5,7 @@
 
 /* What vmunitd and vmunit-exec, the VMM's parent, say to each other. */
 
-/* 0. What vmunit-launch starts it with: these fds, then the VMM's own, and `vmunit-exec PROGRAM CONSOLE-LOG-MAX N-VMM-FDS`.
+/* 0. What vmunit-launch starts it with: these fds, then the VMM's own, and `vmunit-exec PROGRAM CONSOLE-LOG-MAX N-VMM-FDS tty|pipes`.
  *    ARGV is a file of the VMM's NUL-terminated arguments. The first five stand in the order of HELPER_FD_*. */
 enum { EXEC_FD_CONTROL = 3, EXEC_FD_EXEC, EXEC_FD_EXIT, EXEC_FD_CONSOLE_LOG, EXEC_FD_LAST_OUTPUT, EXEC_FD_ARGV, EXEC_FD_VMM };
 

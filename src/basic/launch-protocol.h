@@ -7,7 +7,7 @@
  * fixed structs of the same machine, checked on both sides. */
 
 #define LAUNCH_SOCKET "/run/vmunit-launch.sock"
-#define LAUNCH_MAGIC UINT32_C(0x766d7530) /* "vmu0"; changes with the format */
+#define LAUNCH_MAGIC UINT32_C(0x766d7531) /* "vmu1"; changes with the format */
 #define LAUNCH_MESSAGE_MAX (160U * 1024U)
 #define LAUNCH_HEAD_MAX 108U /* a disk image's header */
 
@@ -53,7 +53,7 @@ typedef struct StartRequest {
         uint32_t n_fds;         /* the VMM's own */
         uint64_t console_log_max;
         uint32_t argv_size;     /* NUL-terminated strings; [0] is the VMM's name, the program itself is the launcher's to choose */
-        uint32_t reserved;
+        uint32_t tty;           /* 1: its console is a terminal; 0: pipes */
         char argv[];
 } StartRequest;
 

@@ -171,7 +171,7 @@ static int make_start(char *const *argv, StartRequest **ret, size_t *ret_size) {
 }
 
 int launch_start(sd_event *e, Program program, char *const *argv, const int helper_fds[static _HELPER_FD_MAX],
-                 const int *vmm_fds, size_t n_vmm_fds, uint64_t console_log_max, uint64_t timeout_usec,
+                 const int *vmm_fds, size_t n_vmm_fds, bool tty, uint64_t console_log_max, uint64_t timeout_usec,
                  launch_start_cb cb, void *userdata, LaunchCall **ret) {
         _cleanup_free_ StartRequest *q = NULL;
         int fds[SCM_FDS_MAX], r;
@@ -188,6 +188,7 @@ int launch_start(sd_event *e, Program program, char *const *argv, const int help
                 return r;
         q->program = program;
         q->n_fds = (uint32_t) n_vmm_fds;
+        q->tty = tty;
         q->console_log_max = console_log_max;
         return launch_call_new(e, LAUNCH_START, &q->header, size, fds, _HELPER_FD_MAX + n_vmm_fds, timeout_usec,
                                &(LaunchCall) { .cb.start = cb, .userdata = userdata }, ret);

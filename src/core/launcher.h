@@ -27,7 +27,7 @@ int launch_open(sd_event *e, const char *path, uid_t uid, unsigned flags, uint64
  * caller's. */
 typedef void (*launch_start_cb)(void *userdata, int error, pid_t pid, int pidfd);
 int launch_start(sd_event *e, Program program, char *const *argv, const int helper_fds[static _HELPER_FD_MAX],
-                 const int *vmm_fds, size_t n_vmm_fds, uint64_t console_log_max, uint64_t timeout_usec,
+                 const int *vmm_fds, size_t n_vmm_fds, bool tty, uint64_t console_log_max, uint64_t timeout_usec,
                  launch_start_cb cb, void *userdata, LaunchCall **ret);
 
 typedef void (*launch_probe_cb)(void *userdata, int error, const ProbeReply *reply);

@@ -31,9 +31,9 @@ struct Start {
         LaunchPlan *plan;
         bool kvm;
         LaunchCall *probe;
-        OpenContext *opens;             /* one a file of the plan */
-        size_t n_files, n_pending;
-        int api_fd, exec_fd, control_fd, exit_fd, console_fd, output_fd;
+        OpenContext *opens;             /* one an fd of the plan */
+        size_t n_fds, n_pending;
+        int exec_fd, control_fd, exit_fd, console_fd, output_fd;
         Helper *helper;
         SystemdCall *call;
         char *description, *slice_description;

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <fcntl.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include "basic/fault.h"
 #include "basic/fd-util.h"
@@ -50,6 +52,33 @@ static int listen_in(const char *dir, const char *name, int type) {
         return path ? unix_listen(path, type) : -ENOMEM;
 }
 
+/* Both ends are the VMM's: it neither waits for a reader nor ends for want of one. */
+static int fifo_in(const char *dir, const char *name) {
+        _cleanup_free_ char *path = strjoinf("%s/%s", dir, name);
+        int fd;
+
+        if (!path)
+                return -ENOMEM;
+        if (mkfifo(path, 0600) < 0)
+                return -errno;
+        fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+        return fd < 0 ? -errno : fd;
+}
+
+/* What the VMM is given beside the files of its definition; the configuration is not known yet. */
+static int make_vmm_fd(Start *s, size_t i) {
+        VM *vm = s->vm;
+
+        switch (s->plan->fds[i].type) {
+        case LAUNCH_FD_API:
+                return s->opens[i].fd = listen_in(vm->run_dir, vm->ops->socket, SOCK_STREAM);
+        case LAUNCH_FD_EVENTS:
+                return s->opens[i].fd = fifo_in(vm->run_dir, VMM_EVENTS);
+        default:
+                return 0;
+        }
+}
+
 static int make_files(Start *s) {
         VM *vm = s->vm;
         int r;
@@ -66,9 +95,9 @@ static int make_files(Start *s) {
         if (r >= 0)
                 r = s->output_fd = create_in(vm->state_dir, "last-output");
         if (r >= 0)
-                r = s->api_fd = listen_in(vm->run_dir, vm->ops->socket, SOCK_STREAM);
-        if (r >= 0)
                 r = s->exec_fd = listen_in(vm->run_dir, "exec", SOCK_SEQPACKET);
+        for (size_t i = 0; r >= 0 && i < s->n_fds; i++)
+                r = make_vmm_fd(s, i);
         return r < 0 ? start_errno(s, r, "can't make its files") : STEP_DONE;
 }
 
@@ -82,7 +111,7 @@ static int step_files(Start *s) {
 }
 
 void start_undo_files(Start *s) {
-        int *fds[] = { &s->exit_fd, &s->console_fd, &s->output_fd, &s->api_fd, &s->exec_fd, &s->control_fd };
+        int *fds[] = { &s->exit_fd, &s->console_fd, &s->output_fd, &s->exec_fd, &s->control_fd };
 
         for (size_t i = 0; i < ELEMENTSOF(fds); i++)
                 *fds[i] = safe_close(*fds[i]);
@@ -101,6 +130,8 @@ static int make_plan(Start *s) {
                 .definition = vm->definition,
                 .name = vm->rec.name,
                 .id = vm->rec.id,
+                .run_dir = vm->run_dir,
+                .version = strempty(vm->manager->backends[vm->ops->backend].version),
                 .kvm = s->kvm,
         };
 
@@ -156,7 +187,7 @@ static void on_probed(void *userdata, int error, const ProbeReply *reply) {
 
 /* A disk's own header must not lead to other files, for the VMM would open them with its own rights. */
 static int check_disk(Start *s, size_t i, const OpenReply *reply) {
-        const LaunchFile *f = &s->plan->files[i];
+        const LaunchFd *f = &s->plan->fds[i];
         unsigned index;
 
         if (sscanf(f->key, "disks[%u].path", &index) != 1)
@@ -167,7 +198,7 @@ static int check_disk(Start *s, size_t i, const OpenReply *reply) {
 static void on_opened(void *userdata, int error, int fd, const OpenReply *reply) {
         OpenContext *c = userdata;
         Start *s = c->start;
-        const LaunchFile *f = &s->plan->files[c->index];
+        const LaunchFd *f = &s->plan->fds[c->index];
 
         c->call = launch_call_free(c->call);
         c->fd = fd;
@@ -185,8 +216,11 @@ static void on_opened(void *userdata, int error, int fd, const OpenReply *reply)
 }
 
 static int open_file(Start *s, size_t i) {
-        const LaunchFile *f = &s->plan->files[i];
+        const LaunchFd *f = &s->plan->fds[i];
 
+        if (f->type != LAUNCH_FD_FILE)
+                return 0;
+        s->n_pending++;
         return launch_open(s->vm->manager->event, f->path, s->vm->rec.owner, f->writable ? LAUNCH_OPEN_WRITE : 0,
                            LAUNCHER_TIMEOUT_USEC, on_opened, &s->opens[i], &s->opens[i].call);
 }
@@ -200,16 +234,16 @@ static int ask_launcher(Start *s) {
         if (r < 0)
                 return start_errno(s, r, "can't make the VMM's command line");
 
-        s->opens = new(OpenContext, s->plan->n_files + 1);
+        s->opens = new(OpenContext, s->plan->n_fds + 1);
         if (!s->opens)
                 return start_errno(s, -ENOMEM, "can't start");
-        s->n_files = s->plan->n_files;
-        for (size_t i = 0; i < s->n_files; i++)
+        s->n_fds = s->plan->n_fds;
+        for (size_t i = 0; i < s->n_fds; i++)
                 s->opens[i] = (OpenContext) { .start = s, .index = i, .fd = -EBADF };
 
-        s->n_pending = s->n_files + 1;
+        s->n_pending = 1;
         r = launch_probe(vm->manager->event, vm->ops->program, false, LAUNCHER_TIMEOUT_USEC, on_probed, s, &s->probe);
-        for (size_t i = 0; r >= 0 && i < s->n_files; i++)
+        for (size_t i = 0; r >= 0 && i < s->n_fds; i++)
                 r = open_file(s, i);
         if (r < 0)
                 return start_error(s, r, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
@@ -224,7 +258,7 @@ static int step_open(Start *s) {
 
 void start_undo_open(Start *s) {
         s->probe = launch_call_free(s->probe);
-        for (size_t i = 0; i < s->n_files; i++) {
+        for (size_t i = 0; i < s->n_fds; i++) {
                 s->opens[i].call = launch_call_free(s->opens[i].call);
                 s->opens[i].fd = safe_close(s->opens[i].fd);
         }
@@ -250,14 +284,25 @@ static void on_launched(void *userdata, int error, pid_t pid, int pidfd) {
                 start_continue(s);
 }
 
+static int list_vmm_fds(Start *s, int fds[static SCM_FDS_MAX]) {
+        if (s->n_fds > SCM_FDS_MAX - _HELPER_FD_MAX)
+                return start_error(s, -E2BIG, VMUNIT_ERROR_NOT_SUPPORTED, "disks: too many files for one VMM");
+
+        for (size_t i = 0; i < s->n_fds; i++) {
+                if (s->plan->fds[i].type == LAUNCH_FD_CONFIG)
+                        s->opens[i].fd = memfd_new("config", s->plan->config, strlen(s->plan->config));
+                if (s->opens[i].fd < 0)
+                        return start_errno(s, s->opens[i].fd, "can't pass the VMM its configuration");
+                fds[i] = s->opens[i].fd;
+        }
+        return 0;
+}
+
 static int step_launch(Start *s) {
         VM *vm = s->vm;
         Manager *m = vm->manager;
         int vmm_fds[SCM_FDS_MAX];
         int r;
-
-        if (s->n_files + 1 > SCM_FDS_MAX - _HELPER_FD_MAX)
-                return start_error(s, -E2BIG, VMUNIT_ERROR_NOT_SUPPORTED, "disks: too many files for one VMM");
 
         r = run_new(m->event, m->systemd, &vm_run_handler, vm, &vm->run);
         if (r < 0)
@@ -277,10 +322,10 @@ static int step_launch(Start *s) {
                 [HELPER_FD_CONSOLE_LOG] = s->console_fd,
                 [HELPER_FD_LAST_OUTPUT] = s->output_fd,
         };
-        vmm_fds[0] = s->api_fd;
-        for (size_t i = 0; i < s->n_files; i++)
-                vmm_fds[i + 1] = s->opens[i].fd;
-        r = launch_start(m->event, vm->ops->program, s->plan->argv, helper_fds, vmm_fds, s->n_files + 1,
+        r = list_vmm_fds(s, vmm_fds);
+        if (r < 0)
+                return r;
+        r = launch_start(m->event, vm->ops->program, s->plan->argv, helper_fds, vmm_fds, s->n_fds, s->plan->tty,
                          m->config->console_log_max, LAUNCHER_TIMEOUT_USEC, on_launched, s, &vm->run->launch);
         if (r < 0)
                 return start_error(s, r, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
@@ -505,7 +550,7 @@ static int step_connect(Start *s) {
         if (r < 0)
                 return start_errno(s, r, "can't connect to the VMM");
         /* Asked for right away, so that nothing lies between the VMM's first word and the guest's first step. */
-        r = vm->ops->boot(vm->vmm, on_booted, vm);
+        r = vm->ops->boot(vm->vmm, s->plan->config, on_booted, vm);
         return r < 0 ? start_errno(s, r, "can't start the guest") : STEP_WAITS;
 }
 

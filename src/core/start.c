@@ -192,7 +192,7 @@ static void start_anew(Start *s) {
         s->step = 0;
         s->vmm_forked = s->invocation_known = s->executed = s->connected = s->booted = false;
         sd_bus_error_free(&s->error);
-        s->n_files = 0;
+        s->n_fds = 0;
         free(TAKE_PTR(s->opens));
         free(TAKE_PTR(s->description));
         free(TAKE_PTR(s->slice_description));
@@ -327,7 +327,6 @@ int start_begin(VM *vm) {
                 .vm = vm,
                 .was_error = vm->rec.state == VM_ERROR,
                 .error = SD_BUS_ERROR_NULL,
-                .api_fd = -EBADF,
                 .exec_fd = -EBADF,
                 .control_fd = -EBADF,
                 .exit_fd = -EBADF,

@@ -72,6 +72,9 @@ static void vm_show_death(VM *vm) {
         case VMM_EVENT_GUEST_PANICKED:
                 (void) vm_transition(vm, TRANSITION_GUEST_PANICKED, INTENT_KEEP, "The guest's kernel has panicked");
                 break;
+        case VMM_EVENT_EXITED:
+                (void) vm_transition(vm, TRANSITION_VMM_EXITED, false, "%s has ended in good order", vm_backend_title(vm));
+                break;
         case VMM_EVENT_FAILED:
                 (void) vm_transition(vm, TRANSITION_VMM_FAILED, INTENT_KEEP, "%s could not go on running the guest",
                                      vm_backend_title(vm));
@@ -127,8 +130,9 @@ static void on_died(void *userdata) {
                 return;
         }
         vm_emit_changed(vm, "LeaderPID", NULL);
-        /* Without a connection the exit status has to tell what it was. */
-        if (is_live_state(vm->rec.state) && (vm->vmm || vm->heard_all || vm->last_event != _VMM_EVENT_MAX))
+        /* Else the exit status has to tell what it was. */
+        if (is_live_state(vm->rec.state) &&
+            ((vm->ops->tells_end && (vm->vmm || vm->heard_all)) || vm->last_event != _VMM_EVENT_MAX))
                 vm_died_unasked(vm);
 }
 
@@ -409,6 +413,9 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
         case VMM_EVENT_FAILED:
                 vm_put_down(vm, event);
                 break;
+        case VMM_EVENT_EXITED:
+                vm->last_event = event;
+                break;
         case VMM_EVENT_SHUTDOWN:
                 /* by a signal from outside, or by our own stop: the process's end says the rest */
                 break;
@@ -421,14 +428,9 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
 }
 
 int vm_connect(VM *vm) {
-        _cleanup_free_ char *path = NULL;
-
-        path = strjoinf("%s/%s", vm->run_dir, vm->ops->socket);
-        if (!path)
-                return -ENOMEM;
         vm->last_event = _VMM_EVENT_MAX;
         vm->heard_all = false;
-        return vm->ops->connect(vm->manager->event, path, on_vmm_event, vm, &vm->vmm);
+        return vm->ops->connect(vm->manager->event, vm->run_dir, on_vmm_event, vm, &vm->vmm);
 }
 
 bool vm_is_connected(const VM *vm) {

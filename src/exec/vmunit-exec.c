@@ -6,10 +6,12 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 
 #include "basic/cap-util.h"
 #include "basic/fd-util.h"
@@ -21,7 +23,8 @@ typedef struct Vmm {
         char *program;
         char **argv;
         int n_fds;
-        int in, out, err;       /* its ends of the pipes */
+        bool tty;
+        int in, out, err;       /* its ends of the pipes, or of the terminal */
         int sync;               /* the child's end: `go` comes in, an error goes out, execve(2) closes it */
 } Vmm;
 
@@ -121,12 +124,40 @@ static int make_pipe(int *ret_ours, int *ret_theirs, int ours) {
         return 0;
 }
 
+/* For a VMM that reads its console from nothing but a terminal: raw, and nobody's controlling one. Our end is non-blocking. */
+static int make_tty(Console *c, Vmm *v) {
+        struct termios raw;
+
+        c->out = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+        if (c->out < 0 || unlockpt(c->out) < 0)
+                return -errno;
+        v->in = ioctl(c->out, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+        if (v->in < 0 || tcgetattr(v->in, &raw) < 0)
+                return -errno;
+        cfmakeraw(&raw);
+        if (tcsetattr(v->in, TCSANOW, &raw) < 0)
+                return -errno;
+        v->out = fcntl(v->in, F_DUPFD_CLOEXEC, 3);
+        c->in = fcntl(c->out, F_DUPFD_CLOEXEC, 3);
+        return v->out < 0 || c->in < 0 ? -errno : 0;
+}
+
+static int make_pipes(Console *c, Vmm *v) {
+        int r;
+
+        r = make_pipe(&c->in, &v->in, 1);
+        return r < 0 ? r : make_pipe(&c->out, &v->out, 0);
+}
+
 static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
         int sync[2], r;
         pid_t pid, self = getpid();
 
-        if ((r = make_pipe(&c->in, &v->in, 1)) < 0 || (r = make_pipe(&c->out, &v->out, 0)) < 0 ||
-            (r = make_pipe(&c->err, &v->err, 0)) < 0)
+        r = v->tty ? make_tty(c, v) : make_pipes(c, v);
+        if (r < 0)
+                fail(r, v->tty ? "terminal" : "pipe");
+        r = make_pipe(&c->err, &v->err, 0);
+        if (r < 0)
                 fail(r, "pipe");
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sync) < 0)
                 fail(-errno, "socketpair");
@@ -181,9 +212,9 @@ int main(int argc, char *argv[]) {
         pid_t pid;
         Vmm v;
 
-        if (argc != 4)
+        if (argc != 5)
                 return EXIT_FAILURE;
-        v = (Vmm) { .program = argv[1], .n_fds = atoi(argv[3]), .argv = read_argv() };
+        v = (Vmm) { .program = argv[1], .n_fds = atoi(argv[3]), .tty = strcmp(argv[4], "tty") == 0, .argv = read_argv() };
         if (!v.argv)
                 fail(-EINVAL, "argv");
 

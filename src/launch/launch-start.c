@@ -20,14 +20,14 @@
 /* A VMM that is root's: it opens its kernel by /proc/self/fd, also where the file is not root's, and forwards ports. */
 #define VMM_RIGHTS (CAP_BIT(CAP_DAC_READ_SEARCH) | CAP_BIT(CAP_NET_BIND_SERVICE))
 
-/* What a VMM may be given: files, disks, and the listening socket of its API. */
+/* What a VMM may be given: files, disks, the listening socket of its API, and the FIFO where it tells of itself. */
 static bool is_vmm_fd(int fd) {
         struct stat st;
         int flags = fcntl(fd, F_GETFL);
 
         if (flags < 0 || (flags & O_PATH) || fstat(fd, &st) < 0)
                 return false;
-        return S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || fd_is_unix_socket(fd, SOCK_STREAM, 1);
+        return S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISFIFO(st.st_mode) || fd_is_unix_socket(fd, SOCK_STREAM, 1);
 }
 
 static bool fds_valid(const Request *r, size_t n_vmm) {
@@ -58,7 +58,7 @@ static bool argv_valid(const char *argv, size_t size) {
 static int validate(const Request *r) {
         const StartRequest *q = (const StartRequest *) r->header;
 
-        if (r->size < sizeof(*q) || q->argv_size != r->size - sizeof(*q) || q->reserved != 0 ||
+        if (r->size < sizeof(*q) || q->argv_size != r->size - sizeof(*q) || q->tty > 1 ||
             q->console_log_max < CONSOLE_LOG_SIZE_MIN || q->console_log_max > CONSOLE_LOG_SIZE_MAX)
                 return -EINVAL;
         return argv_valid(q->argv, q->argv_size) && fds_valid(r, q->n_fds) ? 0 : -EINVAL;
@@ -66,7 +66,7 @@ static int validate(const Request *r) {
 
 static _Noreturn void run_helper(const char *exec_path, const char *program, const StartRequest *q, const int *fds) {
         char log_max[24], n_fds[12];
-        char *argv[] = { (char *) "vmunit-exec", (char *) program, log_max, n_fds, NULL };
+        char *argv[] = { (char *) "vmunit-exec", (char *) program, log_max, n_fds, (char *) (q->tty ? "tty" : "pipes"), NULL };
         char *env[] = { (char *) "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", NULL };
         int null, r;
 

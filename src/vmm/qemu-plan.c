@@ -225,7 +225,7 @@ static int add_channels(Context *c) {
         static const char *const flags[] = { "-nodefaults", "-no-user-config", "-S" };
         int r;
 
-        r = addf(c, "-chardev", "socket,id=qmp,fd=%d,server=on,wait=off", VMM_FD_API);
+        r = addf(c, "-chardev", "socket,id=qmp,fd=%d,server=on,wait=off", VMM_FD_FIRST);
         for (size_t i = 0; r >= 0 && i < ELEMENTSOF(words); i += 2)
                 r = add(c, words[i], words[i + 1]);
         for (size_t i = 0; r >= 0 && i < ELEMENTSOF(flags); i++)
@@ -371,8 +371,9 @@ static int add_network(Context *c, const Network *n) {
  * its last slot down. */
 static int fill(Context *c) {
         static int (*const steps[])(Context *) = { add_identity, add_machine, add_processor, add_boot, add_channels };
-        int r = 0;
+        int r;
 
+        r = launch_plan_add_fd(c->plan, LAUNCH_FD_API); /* VMM_FD_FIRST */
         for (size_t i = 0; r >= 0 && i < ELEMENTSOF(steps); i++)
                 r = steps[i](c);
         for (size_t i = 0; r >= 0 && i < c->definition->n_disks; i++)

@@ -654,10 +654,13 @@ static void qemu_free(VMM *v) {
         qemu_unref(q);
 }
 
-static int qemu_connect(sd_event *e, const char *path, vmm_event_cb handler, void *userdata, VMM **ret) {
+static int qemu_connect(sd_event *e, const char *dir, vmm_event_cb handler, void *userdata, VMM **ret) {
+        _cleanup_free_ char *path = strjoinf("%s/%s", dir, qemu_ops.socket);
         QEMU *q;
         int r;
 
+        if (!path)
+                return -ENOMEM;
         q = new(QEMU, 1);
         if (!q)
                 return -ENOMEM;
@@ -681,7 +684,7 @@ static int qemu_resume(VMM *v, vmm_reply_cb cb, void *userdata) {
         return start_call(v, "cont", WISH_RUNS, cb, userdata);
 }
 
-static int qemu_boot(VMM *v, vmm_reply_cb cb, void *userdata) {
+static int qemu_boot(VMM *v, const char *config, vmm_reply_cb cb, void *userdata) {
         QEMU *q = (QEMU *) v;
 
         if (q->ready)
@@ -734,6 +737,7 @@ const VMMOps qemu_ops = {
         .backend = BACKEND_QEMU,
         .program = PROGRAM_QEMU,
         .socket = "qmp",
+        .tells_end = true,
         .check = qemu_check,
         .plan = qemu_plan,
         .connect = qemu_connect,

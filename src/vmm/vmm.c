@@ -10,18 +10,34 @@ LaunchPlan *launch_plan_free(LaunchPlan *p) {
                 return NULL;
 
         strv_free(p->argv);
-        for (size_t i = 0; i < p->n_files; i++) {
-                free(p->files[i].key);
-                free(p->files[i].path);
+        for (size_t i = 0; i < p->n_fds; i++) {
+                free(p->fds[i].key);
+                free(p->fds[i].path);
         }
-        free(p->files);
+        free(p->fds);
+        free(p->config);
         free(p);
         return NULL;
 }
 
+static int add_fd(LaunchPlan *p, LaunchFd f) {
+        LaunchFd *fds = reallocarray(p->fds, p->n_fds + 1, sizeof(LaunchFd));
+
+        if (!fds)
+                return -ENOMEM;
+        p->fds = fds;
+        p->fds[p->n_fds] = f;
+        return VMM_FD_FIRST + (int) p->n_fds++;
+}
+
+int launch_plan_add_fd(LaunchPlan *p, LaunchFdType type) {
+        return add_fd(p, (LaunchFd) { .type = type });
+}
+
 int launch_plan_add_file(LaunchPlan *p, const char *path, bool writable, const char *key_format, ...) {
-        LaunchFile f = { .writable = writable }, *files;
+        LaunchFd f = { .type = LAUNCH_FD_FILE, .writable = writable };
         va_list ap;
+        int r;
 
         va_start(ap, key_format);
         if (vasprintf(&f.key, key_format, ap) < 0)
@@ -29,16 +45,12 @@ int launch_plan_add_file(LaunchPlan *p, const char *path, bool writable, const c
         va_end(ap);
         f.path = strdup(path);
 
-        files = f.key && f.path ? reallocarray(p->files, p->n_files + 1, sizeof(LaunchFile)) : NULL;
-        if (!files) {
+        r = f.key && f.path ? add_fd(p, f) : -ENOMEM;
+        if (r < 0) {
                 free(f.key);
                 free(f.path);
-                return -ENOMEM;
         }
-
-        p->files = files;
-        p->files[p->n_files] = f;
-        return VMM_FD_FILES + (int) p->n_files++;
+        return r;
 }
 
 const VMMOps *vmm_ops(Backend b) {

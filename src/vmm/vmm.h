@@ -9,31 +9,47 @@
 
 /* One table of functions a back end; what all share (deadlines, last words, liveness) is in core/. */
 
-/* What is to be executed, made by a pure function. */
-typedef struct LaunchFile {
-        char *key;      /* path in the definition, for messages: "disks[0].path" */
+/* What a VMM is given beside its standard streams, numbered from VMM_FD_FIRST on in their order. */
+#define VMM_FD_FIRST 3
+
+typedef enum LaunchFdType {
+        LAUNCH_FD_FILE,         /* what the definition names */
+        LAUNCH_FD_API,          /* the listening socket of its API, VMMOps.socket */
+        LAUNCH_FD_EVENTS,       /* both ends of the FIFO VMM_EVENTS, where it tells of itself: what comes while no daemon listens
+                                 * waits there */
+        LAUNCH_FD_CONFIG,       /* a file with LaunchPlan.config */
+} LaunchFdType;
+
+#define VMM_EVENTS "events"     /* in the VM's directory below /run */
+
+typedef struct LaunchFd {
+        LaunchFdType type;
+        char *key;              /* of a file: its path in the definition, for messages: "disks[0].path" */
         char *path;
         bool writable;
-} LaunchFile;
+} LaunchFd;
 
-/* The numbers under which the VMM finds its fds: the listening API socket, then the files in their order. */
-#define VMM_FD_API 3
-#define VMM_FD_FILES 4
-
+/* What is to be executed, made by a pure function. */
 typedef struct LaunchPlan {
         char **argv;            /* [0] a name for the process list */
-        LaunchFile *files;
-        size_t n_files;
+        LaunchFd *fds;
+        size_t n_fds;
+        char *config;           /* JSON: a file for it, or what VMMOps.boot() sends; NULL if it takes arguments alone */
+        bool tty;               /* its console is a terminal; else pipes */
 } LaunchPlan;
 
 LaunchPlan *launch_plan_free(LaunchPlan *p);
 DEFINE_TRIVIAL_CLEANUP_FUNC(LaunchPlan *, launch_plan_free);
-/* For back ends: adds a file and gives the fd's number in the VMM, or -ENOMEM. */
+/* For back ends: adds an fd and gives its number in the VMM, or -ENOMEM. */
+int launch_plan_add_fd(LaunchPlan *p, LaunchFdType type);
 int launch_plan_add_file(LaunchPlan *p, const char *path, bool writable, const char *key_format, ...) _printf_(4, 5);
 
 typedef struct LaunchParams {
         const Definition *definition;
         const char *name, *id;
+        const char *run_dir;    /* /run/vmunit/vms/<id>: where a VMM makes the sockets that it takes no fd for */
+        const char *version;    /* what the program says of itself, "" if that is not known */
+        uint32_t cid;           /* of its vsock, 0: none */
         bool kvm;               /* accel as decided */
 } LaunchParams;
 
@@ -57,6 +73,7 @@ typedef enum VMMEvent {
         VMM_EVENT_GUEST_RESET,
         VMM_EVENT_GUEST_PANICKED,
         VMM_EVENT_SHUTDOWN,             /* the process ends by quit or a signal */
+        VMM_EVENT_EXITED,               /* the process ends in good order, and why it does not tell */
         VMM_EVENT_FAILED,               /* KVM error, internal error: the guest is stopped for good */
         VMM_EVENT_DISCONNECTED,         /* the API is gone or answers garbage (error says); nothing more comes */
         _VMM_EVENT_MAX,
@@ -89,34 +106,39 @@ struct VMMOps {
         Backend backend;
         Program program;
         const char *socket;     /* name of the API socket in the VM's directory below /run */
+        bool tells_end;         /* its last event tells why it ends, so one that ends without has crashed; else the exit status tells */
 
         /* 0, or -EOPNOTSUPP with VMUNIT_ERROR_NOT_SUPPORTED, the message beginning with the path ("filesystems: …") */
         int (*check)(const Definition *d, sd_bus_error *error);
         /* Pure: definition in, argument list and files out */
         int (*plan)(const LaunchParams *p, LaunchPlan **ret);
-        /* Connects to the socket, where the daemon listens already; gives the object at once, CONNECTED or DISCONNECTED comes later. */
-        int (*connect)(sd_event *e, const char *path, vmm_event_cb handler, void *userdata, VMM **ret);
+        /* Connects to the VMM whose socket (and FIFO) is in dir, the VM's directory below /run; gives the object at once, CONNECTED
+         * or DISCONNECTED comes later. A socket that the VMM makes itself may not be there yet. */
+        int (*connect)(sd_event *e, const char *dir, vmm_event_cb handler, void *userdata, VMM **ret);
         void (*free)(VMM *v);
 
         /* Asynchronous, each with a deadline of its own. Boot succeeds when the VMM itself says that the guest runs; it may be
-         * asked for at once after connect(), before CONNECTED. Pause and resume are idempotent. */
-        int (*boot)(VMM *v, vmm_reply_cb cb, void *userdata);
+         * asked for at once after connect(), before CONNECTED; config is that of the plan, copied if kept. Pause and resume are
+         * idempotent. */
+        int (*boot)(VMM *v, const char *config, vmm_reply_cb cb, void *userdata);
         int (*pause)(VMM *v, vmm_reply_cb cb, void *userdata);
         int (*resume)(VMM *v, vmm_reply_cb cb, void *userdata);
         int (*power_button)(VMM *v, vmm_reply_cb cb, void *userdata);
+        /* NULL: it can't, so the core kills it and starts another. */
         int (*reset)(VMM *v, vmm_reply_cb cb, void *userdata);
-        /* Ends the process the orderly way (disks flushed), without asking the guest. */
+        /* Ends the process the orderly way (disks flushed), without asking the guest. NULL: a signal does it. */
         int (*quit)(VMM *v, vmm_reply_cb cb, void *userdata);
         /* Power button, then a fresh boot in the same process once the guest has shut down: replies when it runs again. The caller
          * sets the time limit and ends it with reboot_cancel, after which a shutdown of the guest ends the VMM again; a guest that
-         * is down by then comes up still. The callback then gets -ECANCELED, later. Of one that is down already the rest is done. */
+         * is down by then comes up still. The callback then gets -ECANCELED, later. Of one that is down already the rest is done.
+         * NULL: its process ends with the guest, and the core starts another. */
         int (*reboot)(VMM *v, vmm_reply_cb cb, void *userdata);
         void (*reboot_cancel)(VMM *v);
         int (*counters)(VMM *v, vmm_counters_cb cb, void *userdata);
         /* What the VMM has sent but the loop has not read yet is handled now: its last event says why it died. */
         void (*drain)(VMM *v);
         /* What an end means that no event has told (the daemon was away, the connection was lost): GUEST_SHUTDOWN, GUEST_RESET,
-         * GUEST_PANICKED, FAILED, or _VMM_EVENT_MAX for a crash. status as wait(2), output: the last words, escaped. */
+         * GUEST_PANICKED, FAILED, EXITED, or _VMM_EVENT_MAX for a crash. status as wait(2), output: the last words, escaped. */
         VMMEvent (*exit_cause)(int status, const char *output);
 };
 

@@ -16,6 +16,7 @@ typedef struct Vm {
         ExecEvent event;
         int vmm_pidfd;
         pid_t vmm_pid;
+        bool tty;
 } Vm;
 
 static void on_start(void *userdata, int error, pid_t pid, int pidfd) {
@@ -58,7 +59,7 @@ static void vm_prepare(Vm *vm) {
 static int vm_launch(Vm *vm, Program program, char *const *argv, const int *fds, size_t n_fds) {
         int r;
 
-        r = launch_start(loop, program, argv, vm->fds, fds, n_fds, LOG_MAX, PATIENCE, on_start, vm, &vm->call);
+        r = launch_start(loop, program, argv, vm->fds, fds, n_fds, vm->tty, LOG_MAX, PATIENCE, on_start, vm, &vm->call);
         close_many(vm->fds, _HELPER_FD_MAX);
         if (r < 0)
                 return r;
@@ -434,6 +435,28 @@ static void test_console(void) {
         vm_free(&vm);
 }
 
+static void test_tty(void) {
+        Vm vm;
+        int a;
+
+        vm_prepare(&vm);
+        vm.tty = true;
+        must(vm_launch(&vm, PROGRAM_QEMU, ARGV((char *) "echo"), NULL, 0) == 0);
+        vm_fork(&vm);
+        vm_go(&vm);
+        ok(eventually(log_is("console.log", "TTY\n")), "a VMM that wants a terminal has one, which adds nothing");
+        ok(eventually(log_is("last-output", "last words\n")), "standard error is none");
+        a = open_console();
+        must(write(a, "one\n\3", 5) == 5);
+        ok(reads(a, "one\n\3"), "bytes go through as they are, once");
+        must(write(a, "q", 1) == 1);
+        ok(ends(a), "end of file with the VMM");
+        ok(dies(vm.pidfd), "the end");
+        ok(log_is("console.log", "TTY\none\n\3"), "the log has it all");
+        safe_close(a);
+        vm_free(&vm);
+}
+
 static void test_slow(void) {
         char *text, *want;
         uint64_t t = now_usec();
@@ -652,6 +675,7 @@ int main(void) {
         test_bad_start();
         test_raw_start();
         test_console();
+        test_tty();
         test_slow();
         test_full_input();
         test_bad_requests();

@@ -138,7 +138,7 @@ static void fake_start(Fake *f, const char *status) {
 
         *f = (Fake) { .listener = unix_listen(path, SOCK_STREAM), .status = status, .free_on = _VMM_EVENT_MAX };
         p = (struct pollfd) { .fd = f->listener, .events = POLLIN };
-        if (f->listener < 0 || sd_event_new(&f->event) < 0 || qemu_ops.connect(f->event, path, on_event, f, &f->vmm) < 0 ||
+        if (f->listener < 0 || sd_event_new(&f->event) < 0 || qemu_ops.connect(f->event, directory, on_event, f, &f->vmm) < 0 ||
             poll(&p, 1, 1000) != 1)
                 abort();
         f->peer = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC|SOCK_NONBLOCK);
@@ -182,7 +182,7 @@ static void test_connect(void) {
         f.fail = "query-status";
         ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "no state, no connection");
         is_int(f.error, -EBADMSG, "… for a bad answer");
-        is_int(qemu_ops.boot(f.vmm, on_reply, &f), -ENOTCONN, "… and no call after it");
+        is_int(qemu_ops.boot(f.vmm, NULL, on_reply, &f), -ENOTCONN, "… and no call after it");
         is_int(qemu_ops.reboot(f.vmm, on_reply, &f), -ENOTCONN, "… of any kind");
         is_int(qemu_ops.counters(f.vmm, on_counters, &f), -ENOTCONN, "… at all");
         qemu_ops.drain(f.vmm);
@@ -218,8 +218,8 @@ static void test_early_boot(void) {
         fake_start(&f, "prelaunch");
         f.before = "cont";
         f.before_event = "{\"event\": \"RESUME\"}\n";
-        is_int(qemu_ops.boot(f.vmm, on_reply, &f), 0, "boot at once");
-        is_int(qemu_ops.boot(f.vmm, on_reply, &f), -EBUSY, "… not twice");
+        is_int(qemu_ops.boot(f.vmm, NULL, on_reply, &f), 0, "boot at once");
+        is_int(qemu_ops.boot(f.vmm, NULL, on_reply, &f), -EBUSY, "… not twice");
         ok(wait_for(&f, f.n_replies == 1), "… is answered");
         is_int(f.last_reply, 0, "… well");
         is_int(f.n[VMM_EVENT_CONNECTED], 1, "… after it was connected");
@@ -229,7 +229,7 @@ static void test_early_boot(void) {
 
         /* It obeys and is silent: the state says that the guest does not run. */
         fake_start(&f, "prelaunch");
-        (void) qemu_ops.boot(f.vmm, on_reply, &f);
+        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
         ok(wait_for(&f, f.n_replies == 1), "a boot without effect");
         is_int(f.last_reply, -EIO, "… has failed");
         fake_stop(&f);
@@ -239,7 +239,7 @@ static void test_early_boot(void) {
 
                 fake_start(&f, "prelaunch");
                 f.fail = commands[i];
-                (void) qemu_ops.boot(f.vmm, on_reply, &f);
+                (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
                 ok(wait_for(&f, f.n_replies == 1), "%s fails", commands[i]);
                 ok(f.last_reply < 0, "… and so does the boot");
                 fake_stop(&f);
@@ -249,11 +249,11 @@ static void test_early_boot(void) {
         fake_start(&f, "prelaunch");
         f.peer = safe_close(f.peer);
         ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "a connection that has ended");
-        is_int(qemu_ops.boot(f.vmm, on_reply, &f), -ENOTCONN, "… boots nothing");
+        is_int(qemu_ops.boot(f.vmm, NULL, on_reply, &f), -ENOTCONN, "… boots nothing");
         fake_stop(&f);
 
         fake_start(&f, "prelaunch");
-        (void) qemu_ops.boot(f.vmm, on_reply, &f);
+        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
         fake_free(&f);
         is_int(f.last_reply, -ECANCELED, "freed with a boot put off");
         is_int(f.n_replies, 1, "… which is told once");
@@ -296,11 +296,11 @@ static void test_calls(void) {
         Fake f;
 
         fake_up(&f, "prelaunch");
-        (void) qemu_ops.boot(f.vmm, on_reply, &f);
+        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
         ok(wait_for(&f, f.n_replies), "`cont` was obeyed, but QEMU does not run");
         is_int(f.last_reply, -EIO, "… is no success");
         f.fail = "cont";
-        (void) qemu_ops.boot(f.vmm, on_reply, &f);
+        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
         ok(wait_for(&f, f.n_replies == 2), "`cont` is refused");
         is_int(f.last_reply, -EREMOTEIO, "… is no success");
         is_str(f.last_message, "no cont", "… and says why");

@@ -20,9 +20,10 @@ static char *format_plan(const LaunchPlan *p) {
         STRV_FOREACH(s, p->argv)
                 if (strv_extend(&lines, *s) < 0)
                         return NULL;
-        for (size_t i = 0; i < p->n_files; i++)
-                if (strv_extendf(&lines, "# %zu %s %s %s", VMM_FD_FILES + i, p->files[i].writable ? "rw" : "ro",
-                                 p->files[i].key, p->files[i].path) < 0)
+        for (size_t i = 0; i < p->n_fds; i++)
+                if (p->fds[i].type == LAUNCH_FD_FILE &&
+                    strv_extendf(&lines, "# %zu %s %s %s", VMM_FD_FIRST + i, p->fds[i].writable ? "rw" : "ro",
+                                 p->fds[i].key, p->fds[i].path) < 0)
                         return NULL;
         if (strv_extend(&lines, "") < 0)
                 return NULL;

@@ -125,25 +125,25 @@ static _Noreturn void execute(Guest *g, const LaunchPlan *plan, int in, int out)
         int high[64];
 
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        high[0] = fcntl(g->listener, F_DUPFD_CLOEXEC, 200);
-        for (size_t i = 0; i < plan->n_files; i++) {
-                int fd = open(plan->files[i].path, (plan->files[i].writable ? O_RDWR : O_RDONLY)|O_CLOEXEC);
+        for (size_t i = 0; i < plan->n_fds; i++) {
+                const LaunchFd *f = plan->fds + i;
+                int fd = f->type == LAUNCH_FD_API ? g->listener : open(f->path, (f->writable ? O_RDWR : O_RDONLY)|O_CLOEXEC);
 
                 if (fd < 0)
                         _exit(99);
-                high[1 + i] = fcntl(fd, F_DUPFD_CLOEXEC, 200);
+                high[i] = fcntl(fd, F_DUPFD_CLOEXEC, 200);
         }
         dup2(in, 0);
         dup2(out, 1);
         dup2(g->errors, 2);
-        for (size_t i = 0; i <= plan->n_files; i++)
-                dup2(high[i], VMM_FD_API + (int) i);
+        for (size_t i = 0; i < plan->n_fds; i++)
+                dup2(high[i], VMM_FD_FIRST + (int) i);
         execv(PROGRAM, plan->argv);
         _exit(98);
 }
 
 static bool guest_connect(Guest *g) {
-        return qemu_ops.connect(g->event, sock, on_event, g, &g->vmm) >= 0;
+        return qemu_ops.connect(g->event, directory, on_event, g, &g->vmm) >= 0;
 }
 
 static void guest_spawn(Guest *g, Definition *d) {
@@ -156,7 +156,8 @@ static void guest_spawn(Guest *g, Definition *d) {
         d->memory = d->memory ?: 32 << 20;
         if (g->listener < 0 || sd_event_new(&g->event) < 0 || pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0 ||
             (qemu_ops.check)(d, &error) < 0 ||
-            qemu_ops.plan(&(LaunchParams) { d, "a,b", "9f0d0b06-4b3f-4d4a-8d4b-9e6f0a1b2c3d", kvm }, &plan) < 0)
+            qemu_ops.plan(&(LaunchParams) { .definition = d, .name = "a,b", .id = "9f0d0b06-4b3f-4d4a-8d4b-9e6f0a1b2c3d", .kvm = kvm },
+                          &plan) < 0)
                 abort();
         if (!guest_connect(g))
                 abort();
@@ -194,6 +195,10 @@ static void type(Guest *g, const char *s) {
                 abort();
 }
 
+static int boot(VMM *v, vmm_reply_cb cb, void *userdata) {
+        return qemu_ops.boot(v, NULL, cb, userdata);
+}
+
 static bool call(Guest *g, int (*f)(VMM *, vmm_reply_cb, void *), const char *what) {
         Reply r = {};
 
@@ -215,7 +220,7 @@ static bool guest_up(Guest *g, Definition *d) {
                 return false;
         is_int(g->state, VMM_STATE_NOT_STARTED, "… the guest has not run yet");
         is_str(g->console, "", "… nor said anything");
-        if (!call(g, qemu_ops.boot, "boot"))
+        if (!call(g, boot, "boot"))
                 return false;
         is_int(g->state, VMM_STATE_RUNNING, "… it runs");
         return ok(wait_for(g, strstr(g->console, "TINY-UP")), "… and says so");
@@ -375,7 +380,7 @@ static void test_takeover_in_reboot(Definition *d) {
                 ok(guest_connect(&g) && wait_for(&g, g.n[VMM_EVENT_CONNECTED]), "the next daemon");
                 is_int(g.state, VMM_STATE_SHUTDOWN, "… finds the guest down, and QEMU");
                 call(&g, qemu_ops.reset, "reset");
-                call(&g, qemu_ops.boot, "boot");
+                call(&g, boot, "boot");
                 ok(wait_for(&g, strstr(g.console, "TINY-UP")), "… the guest is back");
                 type(&g, "q");
                 ok(wait_for(&g, g.exited), "… and when it powers off now, QEMU ends");
