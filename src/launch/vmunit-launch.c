@@ -10,6 +10,7 @@
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <systemd/sd-daemon.h>
+#include <time.h>
 
 #include "basic/fd-util.h"
 #include "basic/log.h"
@@ -18,6 +19,7 @@
 
 #define CONNECTIONS_MAX 1024U
 #define HUNG_MAX 4U /* opens of an owner that hang and cannot be killed */
+#define HUNG_SEC 1  /* … which shows so long after their client has left */
 
 typedef struct Connection {
         struct Connection *next;
@@ -26,6 +28,7 @@ typedef struct Connection {
         uint32_t type;          /* 0: no request yet */
         uid_t uid;
         pid_t child;
+        time_t left;            /* CLOCK_MONOTONIC: when the client did */
 } Connection;
 
 typedef struct Launcher {
@@ -37,9 +40,18 @@ typedef struct Launcher {
         const char *root, *exec_path;
 } Launcher;
 
+static time_t now_sec(void) {
+        struct timespec ts;
+
+        (void) clock_gettime(CLOCK_MONOTONIC, &ts);
+        return ts.tv_sec;
+}
+
 static void connection_close(Launcher *l, Connection *c) {
-        if (c->fd >= 0)
+        if (c->fd >= 0) {
                 l->n_open--;
+                c->left = now_sec();
+        }
         c->fd = safe_close(c->fd);
 }
 
@@ -102,7 +114,7 @@ static size_t count_hung(Launcher *l, uid_t uid) {
         size_t n = 0;
 
         for (Connection *c = l->connections; c; c = c->next)
-                n += c->type == LAUNCH_OPEN && c->fd < 0 && c->uid == uid;
+                n += c->type == LAUNCH_OPEN && c->fd < 0 && c->uid == uid && now_sec() - c->left > HUNG_SEC;
         return n;
 }
 

@@ -212,8 +212,9 @@ class Known:
                 found.append(f"{shown[vm_id]} has another definition: {stored.get(vm_id)}")
             elif VM(shown[vm_id].path).call("GetDefinition", "a{sv}", {}) != stored[vm_id]:
                 found.append(f"{shown[vm_id]} tells another definition than the stored one")
-        if self.descriptors and not any(vm.pid for vm in vms) and self._open() != self.descriptors:
-            found.append(f"the daemon has open {self._open()} instead of {self.descriptors}")
+        now = self._open() if self.descriptors and not any(vm.pid for vm in vms) else {}
+        if any(n > self.descriptors.get(what, 0) for what, n in now.items()):
+            found.append(f"the daemon has open {now} instead of {self.descriptors}")
         return found
 
     def check(self, timeout=20, ignore=()):

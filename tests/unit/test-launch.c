@@ -203,6 +203,29 @@ static pid_t start_hanging(Got *g) {
         return hung_pid();
 }
 
+static unsigned n_opened, n_refused;
+
+static void on_open_of_many(void *userdata, int error, int fd, const OpenReply *reply) {
+        Got *g = userdata;
+
+        n_opened++;
+        n_refused += error < 0;
+        safe_close(fd);
+        g->call = launch_call_free(g->call);
+}
+
+/* Many files of one owner at once, as a VM with many disks has them: those who are done are no reason to refuse the others. */
+static void test_many(void) {
+        static Got g[256];
+
+        n_opened = n_refused = 0;
+        for (size_t i = 0; i < ELEMENTSOF(g); i++)
+                must(launch_open(loop, bed_path("file"), 0, 0, PATIENCE, on_open_of_many, g + i, &g[i].call) == 0);
+        while (n_opened < ELEMENTSOF(g))
+                must(sd_event_run(loop, PATIENCE) > 0);
+        is_int(n_refused, 0, "256 opens at once: none is refused");
+}
+
 static void test_hang(void) {
         Got g;
         pid_t pid = start_hanging(&g);
@@ -401,6 +424,7 @@ int main(void) {
         test_probe();
         test_program();
         test_cancel();
+        test_many();
         test_hang();
         (void) try_open_as(bed_path("warm"), 0, 0, &g);
         safe_close(g.fd);
