@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# The tiny guest for QEMU's microvm: a PVH kernel of 2 KiB that is up after some 20 ms, with KVM and without.
+# The tiny guest for QEMU's microvm and Firecracker: a PVH kernel of 2 KiB that is up after some 20 ms, with KVM and without.
 #
 # It prints TINY-UP on the first serial port, then echoes what it reads there and obeys:
 #   q  power off            r  reset            p  panic (pvpanic at 0x505)
 #   t  triple fault         s  spin with interrupts off: deaf to the power button
-# The ACPI power button prints POWERBTN and powers off.
+# The ACPI power button prints POWERBTN and powers off. Where there is a keyboard controller (Firecracker), the button is
+# Ctrl-Alt-Del on it, and what follows POWERBTN is a reset: such a machine has no button, and can't be powered off.
 #
 # It sleeps in hlt and looks around at each tick of the PIT (18.2 Hz), which comes through the 8259 and
 # the local APIC's LINT0. Nested KVM without hardware support emulates the kernel mode, and does not know
@@ -19,6 +20,8 @@
         .equ    APIC_LINT0, 0xfee00350
         .equ    PVPANIC, 0x505
         .equ    TICK, 0x20                      # vector of IRQ 0
+        .equ    KBD, 0x60                       # keyboard controller: data; +4: status (bit 0: data is there), commands
+        .equ    KBD_DELETE, 0x71                # the last byte of Ctrl-Alt-Del (14 11 e0 71, scan code set 2)
 
         .section .note.pvh, "a", @note
         .align  4
@@ -65,7 +68,16 @@ start:  cli
         outb    0, 0x40
         outb    0, 0x40
 
-        mov     $up, %esi
+        in      $KBD + 4, %al                   # no such port: 0xff or, on some VMMs, 0 whatever is written
+        cmp     $0xff, %al
+        je      1f
+        outb    0x20, KBD + 4                   # read its control byte
+        in      $KBD + 4, %al
+        and     $1, %al
+        mov     %al, keyboard
+        in      $KBD, %al
+
+1:      mov     $up, %esi
         call    print
 idle:   sti
         hlt
@@ -73,7 +85,9 @@ idle:   sti
 
 tick:   outb    0x20, 0x20                      # end of interrupt
         add     $12, %esp                       # no iret, see above
-        mov     GED, %eax
+        cmpb    $0, keyboard
+        jne     keys
+        mov     GED, %eax                       # where there is none, nobody knows what is read
         test    $2, %eax
         jnz     button
 poll:   mov     $COM1 + 5, %dx
@@ -95,12 +109,23 @@ poll:   mov     $COM1 + 5, %dx
         je      spin
         jmp     poll
 
+keys:   in      $KBD + 4, %al
+        test    $1, %al
+        jz      poll
+        in      $KBD, %al
+        cmp     $KBD_DELETE, %al
+        jne     keys
+
 button: mov     $pressed, %esi
         call    print
+        cmpb    $0, keyboard
+        jne     reset
 poweroff:
         movb    $0x34, GED_SLEEP
-        jmp     idle
-reset:  movb    $0x42, GED_RESET
+1:      hlt                                     # interrupts are off
+        jmp     1b
+reset:  outb    0xfe, KBD + 4
+        movb    $0x42, GED_RESET
         jmp     idle
 panic:  mov     $PVPANIC, %dx
         mov     $1, %al
@@ -135,6 +160,8 @@ idt_register:
 up:     .asciz  "TINY-UP\r\n"
 pressed:
         .asciz  "POWERBTN\r\n"
+keyboard:
+        .byte   0
         .align  8
 idt:    .fill   TICK, 8, 0
         .word   0, 8, 0x8e00, 0

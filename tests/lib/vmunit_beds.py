@@ -50,7 +50,8 @@ def vm_of(definition=None, name=None, **keys):
 
 def wait_idle():
     """The daemon has heard of its back ends, so that no probe is under way."""
-    wait_for(lambda: dict(manager.Backends)["qemu"].get("Version"), 15, "the version of QEMU", poll=0.05)
+    wait_for(lambda: all(info.get("Version") for name, info in manager.Backends if info["Usable"] or name == BACKEND), 15,
+             "the versions of the back ends", poll=0.05)
 
 
 def words(vm):
@@ -120,12 +121,12 @@ def alive(pid):
 
 
 def vmm_count():
-    """How many QEMUs there are, but for those that are asked for their version."""
+    """How many VMMs there are, but for those that are asked for their version."""
     count = 0
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as f:
             words_ = f.read().split(b"\0")
-            count += os.path.basename(words_[0]).startswith(b"qemu-system") and b"--version" not in words_ and alive(int(pid))
+            count += os.path.basename(words_[0]).startswith((b"qemu-system", b"firecracker")) and b"--version" not in words_ and alive(int(pid))
     return count
 
 

@@ -44,9 +44,10 @@ SYSTEMD = "org.freedesktop.systemd1"
 SLICE_CGROUP = "/sys/fs/cgroup/machine.slice/machine-vmunit.slice"
 SANITIZED = bool(os.environ.get("VMUNIT_SANITIZED"))
 SLOWER = int(os.environ.get("VMUNIT_SLOWER", 4 if SANITIZED else 1))   # what deadlines are multiplied by
+BACKEND = os.environ.get("VMUNIT_TEST_BACKEND", "qemu")                # whose turn it is (`# suite: backends=`)
 BOOT = int(os.environ.get("BOOT", 1))           # of the VM bed: 2 after its first reboot
 
-__all__ = """BUS ROOT MANAGER VM_INTERFACE JOB ERROR SANITIZED SLICE_CGROUP BOOT
+__all__ = """BUS ROOT MANAGER VM_INTERFACE JOB ERROR SANITIZED SLICE_CGROUP BACKEND BOOT
     test run Skip BusError Timeout Call call call_async gather call_fd call_as get get_all set_property expect_error
     options variant signals wait_for wait_readable wait_exit read_until signalled
     Manager VM Job tiny_definition bios_definition linux_definition merge
@@ -85,15 +86,22 @@ _tests = []
 _deadline = None                                # of the test that runs, CLOCK_MONOTONIC
 
 
-def test(name, timeout=30, sanitized=True, boot=1):
+def test(name, timeout=30, sanitized=True, boot=1, not_on=None):
     """Decorator of a test function. It passes by returning, skips by raising Skip. One with
     sanitized=False is left out of the ring with sanitizers (for times, memory, the shut unit).
-    In the VM bed it runs at that boot."""
+    In the VM bed it runs at that boot. not_on={"NAME NAME…": "why"} skips it on these back ends."""
     def add(function):
+        reasons = [why for names, why in (not_on or {}).items() if BACKEND in names.split()]
         if sanitized or not SANITIZED:
-            _tests.append((name, timeout * SLOWER, function, boot))
+            _tests.append((name, timeout * SLOWER, _skipping(reasons[0]) if reasons else function, boot))
         return function
     return add
+
+
+def _skipping(why):
+    def skip():
+        raise Skip(why)
+    return skip
 
 
 def run(reboot=()):
@@ -594,8 +602,8 @@ def merge(base, over):
 
 
 def tiny_definition(**over):
-    """The tiny guest on QEMU's microvm: TINY-UP on its console after some 50 ms; obeys q r p t s."""
-    base = {"version": 1, "backend": "qemu", "cpus": 1, "memory": "32M",
+    """The tiny guest on the back end whose turn it is: TINY-UP on its console after some 50 ms; obeys q r p t s."""
+    base = {"version": 1, "backend": BACKEND, "cpus": 1, "memory": "32M",
             "boot": {"kernel": os.environ["VMUNIT_GUESTS"] + "/tiny.elf"}, "stopTimeout": "10s"}
     return merge(base, over)
 
@@ -728,7 +736,7 @@ def _processes():
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as f:
             name = os.path.basename(f.read().split(b"\0")[0].decode(errors="replace"))
-            if name.startswith(("qemu-system", "vmunit-exec", "virtiofsd", "passt")):
+            if name.startswith(("qemu-system", "firecracker", "vmunit-exec", "virtiofsd", "passt")):
                 found.add(f"{name} (pid {pid})")
     return found
 
