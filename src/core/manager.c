@@ -386,11 +386,7 @@ static int insert_record(Manager *m, const VMRecord *rec, uint64_t *ret_id) {
         r = store_insert_vm(m->store, rec);
         if (r >= 0)
                 r = store_add_event(m->store, &ev, ret_id);
-        if (r >= 0)
-                r = store_commit(m->store);
-        if (r < 0)
-                store_rollback(m->store);
-        return r;
+        return store_end(m->store, r);
 }
 
 static void publish_new(Manager *m, VM *vm, uint64_t event_id) {

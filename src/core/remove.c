@@ -62,12 +62,9 @@ static int remove_record(VM *vm) {
                 r = store_delete_vm(m->store, vm->rec.id);
         if (r >= 0)
                 r = store_add_event(m->store, &ev, &id);
-        if (r >= 0)
-                r = store_commit(m->store);
-        if (r < 0) {
-                store_rollback(m->store);
+        r = store_end(m->store, r);
+        if (r < 0)
                 return r;
-        }
 
         ev.id = id;
         if (m->observer)

@@ -126,7 +126,7 @@ int restart_plan_start(VM *vm, uint64_t at, unsigned count) {
         next.restart_at = at;
         next.restart_count = count;
         memcpy(next.boot_id, vm->manager->boot_id, sizeof(next.boot_id)); /* or it would be a plan of the last boot */
-        r = vm_write_record(vm, &next);
+        r = vm_write_record(vm, &next, 0);
         vm_record_done(&next);
         if (r < 0)
                 return r;
@@ -152,7 +152,7 @@ int restart_cancel(VM *vm, bool keep_intent) {
                 return r;
         next.restart_at = 0;
         next.intent = intent;
-        r = vm_write_record(vm, &next);
+        r = vm_write_record(vm, &next, 0);
         vm_record_done(&next);
 
         /* What was asked for holds in any case; the store follows. */

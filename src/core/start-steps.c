@@ -26,12 +26,9 @@ static int step_clear(Start *s) {
         if (!vm->run) {
                 if (vm->clean && !vm->slice_left)
                         return STEP_DONE;
-                r = run_new(vm->manager->event, vm->manager->systemd, &vm_run_handler, vm, &vm->run);
+                r = vm_new_run(vm);
                 if (r < 0)
                         return start_errno(s, r, "can't clear what is left of the last run");
-                vm->run->scope = vm->scope;
-                vm->run->slice = vm->slice;
-                vm->run->run_dir = vm->run_dir;
                 vm->run->status_told = true;
         }
         run_end(vm->run);
@@ -304,12 +301,9 @@ static int step_launch(Start *s) {
         int vmm_fds[SCM_FDS_MAX];
         int r;
 
-        r = run_new(m->event, m->systemd, &vm_run_handler, vm, &vm->run);
+        r = vm_new_run(vm);
         if (r < 0)
                 return start_errno(s, r, "can't start");
-        vm->run->scope = vm->scope;
-        vm->run->slice = vm->slice;
-        vm->run->run_dir = vm->run_dir;
 
         r = helper_new(m->event, on_helper_event, s, &s->helper, &s->control_fd);
         if (r < 0)
@@ -455,11 +449,7 @@ static int open_usage(VM *vm) {
         r = store_close_usage(st, vm->rec.id, now_realtime()); /* should a crash have left one open */
         if (r >= 0)
                 r = store_open_usage(st, &vm->rec, now_realtime(), vm->manager->boot_id, vm->run->invocation_id);
-        if (r >= 0)
-                r = store_commit(st);
-        if (r < 0)
-                store_rollback(st);
-        return r;
+        return store_end(st, r);
 }
 
 static int step_exec(Start *s) {

@@ -2,7 +2,6 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <sys/wait.h>
 
 #include "basic/fault.h"
 #include "basic/fs-util.h"
@@ -234,12 +233,8 @@ void start_run_died(VM *vm) {
 void start_run_status(VM *vm) {
         Start *s = vm->start;
 
-        if (vm->run->dead) {
-                vm->rec.exit_known = vm->run->exit_known;
-                vm->rec.exit_code = vm->run->exit_known && WIFEXITED(vm->run->status) ? WEXITSTATUS(vm->run->status) : 0;
-                vm->rec.exit_signal = vm->run->exit_known && WIFSIGNALED(vm->run->status) ? WTERMSIG(vm->run->status) : 0;
-                vm_emit_changed(vm, "ExitCode", "ExitSignal", "ExitKnown", NULL);
-        }
+        if (vm->run->dead)
+                vm_set_exit(vm);
         if (s->failing)
                 return;
         if (vm->run->dead) {

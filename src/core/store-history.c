@@ -43,14 +43,8 @@ int store_prune_events(Store *s, uint64_t now_usec) {
         r = store_begin(s);
         if (r < 0)
                 return r;
-        r = prune_old(s, now_usec);
-        if (r >= 0)
-                r = store_commit(s);
-        if (r < 0) {
-                store_rollback(s);
-                return r;
-        }
-        return sqlite3_total_changes(s->db) - before;
+        r = store_end(s, prune_old(s, now_usec));
+        return r < 0 ? r : sqlite3_total_changes(s->db) - before;
 }
 
 static int add_event(Store *s, const Event *ev, uint64_t *ret_id) {
@@ -168,12 +162,7 @@ int store_flush_events(Store *s) {
         r = store_begin(s);
         if (r < 0)
                 return r;
-        r = add_kept(s);
-        if (r >= 0)
-                r = store_commit(s);
-        if (r < 0)
-                store_rollback(s);
-        return r;
+        return store_end(s, add_kept(s));
 }
 
 static const char *column_string(sqlite3_stmt *st, int i) {
@@ -327,16 +316,10 @@ static int counter_reserve_alone(Store *s, Counter *c) {
         if (r < 0)
                 return r;
 
-        r = counter_reserve(s, &n);
+        r = store_end(s, counter_reserve(s, &n));
         if (r >= 0)
-                r = store_commit(s);
-        if (r < 0) {
-                store_rollback(s);
-                return r;
-        }
-
-        *c = n;
-        return 0;
+                *c = n;
+        return r;
 }
 
 int store_next_number(Store *s, const char *counter, uint32_t *ret) {

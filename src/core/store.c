@@ -243,6 +243,14 @@ int store_commit(Store *s) {
         return 0;
 }
 
+int store_end(Store *s, int r) {
+        if (r >= 0)
+                r = store_commit(s);
+        if (r < 0)
+                store_rollback(s);
+        return r;
+}
+
 int store_insert_vm(Store *s, const VMRecord *r) {
         int k;
 

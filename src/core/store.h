@@ -80,6 +80,8 @@ static inline void store_closep(Store **s) {
 int store_begin(Store *s);
 int store_commit(Store *s);
 void store_rollback(Store *s);
+/* Ends it by what its writes gave: commits if r >= 0, else rolls back. 0, or the error. */
+int store_end(Store *s, int r);
 
 /* -EEXIST: the name (or id) is taken. */
 int store_insert_vm(Store *s, const VMRecord *r);

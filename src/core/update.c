@@ -50,7 +50,7 @@ static int write_record(VM *vm, const char *json, const char *next_json, const c
         if (r >= 0)
                 r = FAULT_POINT("update.write", FAULT_FAILS | FAULT_VMM, vm_leader_pid(vm));
         if (r >= 0)
-                r = vm_write_record(vm, &next);
+                r = vm_write_record(vm, &next, 0);
         (void) FAULT_POINT("update.written", FAULT_VMM, vm_leader_pid(vm));
         if (r < 0) {
                 vm_record_done(&next);

@@ -28,15 +28,14 @@ void vm_add_event(VM *vm, const char *type, json_object *details, const char *fo
  * or 1, or INTENT_KEEP. */
 #define INTENT_KEEP (-1)
 int vm_transition(VM *vm, VMTransition t, int intent, const char *format, ...) _printf_(4, 5);
-/* Writes a record in a transaction of its own. */
-int vm_write_record(VM *vm, const VMRecord *next);
+/* Writes a record in a transaction of its own. usage_end: when its interval of usage has ended, 0: leave it. */
+int vm_write_record(VM *vm, const VMRecord *next, uint64_t usage_end);
 /* Writes the record again, if it is not in the store as it is in memory. */
 int vm_save(VM *vm);
 /* Sets an error for a write that failed: NoSpace with what to do, or a failure. Gives r back. */
 int write_error(int r, sd_bus_error *error);
 
 /* vm-run.c: the VMM and its connection */
-extern const RunHandler vm_run_handler;
 int vm_connect(VM *vm);
 /* Whether the VMM's API answers */
 bool vm_is_connected(const VM *vm);
@@ -50,8 +49,12 @@ const char *vm_backend_title(const VM *vm); /* "QEMU" */
 void vm_log_last_words(VM *vm);
 /* At the daemon's start */
 int vm_take_over(VM *vm);
-/* Makes vm->run and looks for its processes: 0, or why there are none. */
+/* Makes vm->run, of which nothing is there yet. */
+int vm_new_run(VM *vm);
+/* The same, and looks for its processes: 0, or why there are none. */
 int vm_find_run(VM *vm);
+/* How the run's VMM has ended, to the record in memory and the bus */
+void vm_set_exit(VM *vm);
 
 /* job.c */
 int waiter_add(Waiter **list, done_cb cb, void *userdata);

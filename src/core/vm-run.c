@@ -136,12 +136,13 @@ static void on_died(void *userdata) {
                 vm_died_unasked(vm);
 }
 
-static void set_exit_fields(VM *vm) {
+void vm_set_exit(VM *vm) {
         const Run *r = vm->run;
 
         vm->rec.exit_known = r->exit_known;
         vm->rec.exit_code = r->exit_known && WIFEXITED(r->status) ? WEXITSTATUS(r->status) : 0;
         vm->rec.exit_signal = r->exit_known && WIFSIGNALED(r->status) ? WTERMSIG(r->status) : 0;
+        vm_emit_changed(vm, "ExitCode", "ExitSignal", "ExitKnown", NULL);
 }
 
 static void vm_tell_exit(VM *vm) {
@@ -149,24 +150,14 @@ static void vm_tell_exit(VM *vm) {
         char text[128];
         int r;
 
-        set_exit_fields(vm);
+        vm_set_exit(vm);
         r = FAULT_POINT("exit.write", FAULT_FAILS, 0);
         if (r >= 0)
-                r = store_begin(vm->manager->store);
-        if (r >= 0) {
-                r = store_update_vm(vm->manager->store, &vm->rec);
-                if (r >= 0)
-                        r = store_close_usage(vm->manager->store, vm->rec.id, now_realtime());
-                if (r >= 0)
-                        r = store_commit(vm->manager->store);
-                if (r < 0)
-                        store_rollback(vm->manager->store);
-        }
+                r = vm_write_record(vm, &vm->rec, now_realtime());
         if (r < 0) {
                 vm->unsaved = true;
                 manager_save_later(vm->manager);
         }
-        vm_emit_changed(vm, "ExitCode", "ExitSignal", "ExitKnown", NULL);
 
         vm_describe_exit(vm, text, sizeof(text));
         if (d && vm->rec.exit_known) {
@@ -237,7 +228,7 @@ static void on_gone(void *userdata) {
                 remove_run_gone(vm);
 }
 
-const RunHandler vm_run_handler = {
+static const RunHandler run_handler = {
         .died = on_died,
         .status = on_status,
         .stop_asked = on_stop_asked,
@@ -447,16 +438,23 @@ void vm_disconnect(VM *vm) {
 
 /* Takeover */
 
-int vm_find_run(VM *vm) {
+int vm_new_run(VM *vm) {
         int r;
 
-        r = run_new(vm->manager->event, vm->manager->systemd, &vm_run_handler, vm, &vm->run);
+        r = run_new(vm->manager->event, vm->manager->systemd, &run_handler, vm, &vm->run);
         if (r < 0)
                 return r;
         vm->run->scope = vm->scope;
         vm->run->slice = vm->slice;
         vm->run->run_dir = vm->run_dir;
-        return run_find(vm->run, vm->manager->boot_id);
+        return 0;
+}
+
+int vm_find_run(VM *vm) {
+        int r;
+
+        r = vm_new_run(vm);
+        return r < 0 ? r : run_find(vm->run, vm->manager->boot_id);
 }
 
 /* Nobody waits for it any more, but a restart policy goes on, and what is to run after a boot of the host is not forgotten. */
@@ -547,7 +545,7 @@ int vm_take_over(VM *vm) {
 
         if (vm->rec.restart_at > 0 && other_boot(vm)) {
                 vm->rec.restart_at = 0; /* what is to run after a boot is told by OnBoot= */
-                (void) vm_write_record(vm, &vm->rec);
+                (void) vm_write_record(vm, &vm->rec, 0);
         }
         restart_arm(vm);
         if (vm->rec.state == VM_REMOVING)

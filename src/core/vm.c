@@ -204,13 +204,8 @@ void vm_add_event(VM *vm, const char *type, json_object *details, const char *fo
         r = FAULT_POINT("event.write", FAULT_FAILS, 0);
         if (r >= 0)
                 r = store_begin(m->store);
-        if (r >= 0) {
-                r = store_add_event(m->store, &ev, &id);
-                if (r >= 0)
-                        r = store_commit(m->store);
-                if (r < 0)
-                        store_rollback(m->store);
-        }
+        if (r >= 0)
+                r = store_end(m->store, store_add_event(m->store, &ev, &id));
         if (r < 0)
                 vm_keep_event(vm, &ev, r);
         else
@@ -294,11 +289,7 @@ static int transition_write(VM *vm, const VMRecord *next, Event *ev, uint64_t *r
                 r = store_close_usage(s, next->id, ev->usec);
         if (r >= 0 && is_found(vm, next->state))
                 r = open_missing_usage(vm, next, ev->usec);
-        if (r >= 0)
-                r = store_commit(s);
-        if (r < 0)
-                store_rollback(s);
-        return r;
+        return store_end(s, r);
 }
 
 static void transition_log(VM *vm) {
@@ -415,7 +406,7 @@ int vm_transition(VM *vm, VMTransition t, int intent, const char *format, ...) {
         return 0;
 }
 
-int vm_write_record(VM *vm, const VMRecord *next) {
+int vm_write_record(VM *vm, const VMRecord *next, uint64_t usage_end) {
         Store *s = vm->manager->store;
         int r;
 
@@ -423,31 +414,18 @@ int vm_write_record(VM *vm, const VMRecord *next) {
         if (r < 0)
                 return r;
         r = store_update_vm(s, next);
-        if (r >= 0)
-                r = store_commit(s);
-        if (r < 0)
-                store_rollback(s);
-        return r;
+        if (r >= 0 && usage_end > 0)
+                r = store_close_usage(s, next->id, usage_end);
+        return store_end(s, r);
 }
 
 int vm_save(VM *vm) {
-        Store *s = vm->manager->store;
         int r;
 
-        r = store_begin(s);
-        if (r < 0)
-                return r;
-        r = store_update_vm(s, &vm->rec);
-        if (r >= 0 && ends_usage(vm, vm->rec.state))
-                r = store_close_usage(s, vm->rec.id, vm->rec.state_since);
+        r = vm_write_record(vm, &vm->rec, ends_usage(vm, vm->rec.state) ? vm->rec.state_since : 0);
         if (r >= 0)
-                r = store_commit(s);
-        if (r < 0) {
-                store_rollback(s);
-                return r;
-        }
-        vm->unsaved = false;
-        return 0;
+                vm->unsaved = false;
+        return r;
 }
 
 int write_error(int r, sd_bus_error *error) {
