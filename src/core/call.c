@@ -26,11 +26,16 @@ static bool is_call(const Job *j) {
         return j && (j->call == CALL_PAUSE || j->call == CALL_RESUME || j->call == CALL_RESET || j->call == CALL_REBOOT);
 }
 
+static void cancel_reboot(VM *vm) {
+        if (vm->vmm && vm->ops->reboot)
+                vm->ops->reboot_cancel(vm->vmm);
+}
+
 void call_end(VM *vm, const char *error_name, const char *message) {
         if (!is_call(vm->job))
                 return;
-        if (vm->job->call == CALL_REBOOT && vm->vmm)
-                vm->ops->reboot_cancel(vm->vmm);
+        if (vm->job->call == CALL_REBOOT)
+                cancel_reboot(vm);
         call_finish(vm, error_name, message, streq(error_name, VMUNIT_ERROR_CANCELED));
 }
 
@@ -83,11 +88,16 @@ static void on_reply(void *userdata, int error, const char *message) {
 static int on_reboot_timeout(sd_event_source *source, uint64_t usec, void *userdata) {
         VM *vm = userdata;
 
-        if (vm->vmm)
-                vm->ops->reboot_cancel(vm->vmm);
+        cancel_reboot(vm);
         if (vm->job) /* the cancelling may have told it */
                 call_finish(vm, VMUNIT_ERROR_TIMEOUT, "the guest did not shut down in time, so it runs on", false);
         return 0;
+}
+
+/* Of a VMM that ends with its guest: the end goes on with it. */
+static void on_button(void *userdata, int error, const char *message) {
+        if (error < 0)
+                on_reply(userdata, error, message);
 }
 
 static int reboot_begin(VM *vm) {
@@ -100,7 +110,7 @@ static int reboot_begin(VM *vm) {
                 if (r < 0)
                         return r;
         }
-        r = vm->ops->reboot(vm->vmm, on_reply, vm);
+        r = vm->ops->reboot ? vm->ops->reboot(vm->vmm, on_reply, vm) : vm->ops->power_button(vm->vmm, on_button, vm);
         if (r < 0)
                 vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
         return r;
@@ -133,7 +143,7 @@ static int call_send(VM *vm) {
                 return vm->ops->resume(vm->vmm, on_reply, vm);
         case CALL_RESET:
                 job_set_stage(vm->job, "reset", -1);
-                return vm->ops->reset(vm->vmm, on_reply, vm);
+                return vm->ops->reset ? vm->ops->reset(vm->vmm, on_reply, vm) : relaunch_reset(vm);
         case CALL_REBOOT:
                 job_set_stage(vm->job, "power-button", -1);
                 return reboot_begin(vm);

@@ -56,7 +56,7 @@ void restart_plan(const VM *vm, VMTransition t, VMRecord *next) {
 
         if (t == TRANSITION_OOM_KILL) /* only tells more of a death that was judged already */
                 return;
-        next->restart_at = 0;
+        next->restart_at = t == TRANSITION_RELAUNCH ? next->state_since : 0;
         if (!next->intent || !policy_covers(vm->definition->restart_policy, t))
                 return;
 
@@ -108,7 +108,7 @@ void restart_arm(VM *vm) {
         int r;
 
         vm->restart_timer = sd_event_source_disable_unref(vm->restart_timer);
-        if (vm->rec.restart_at == 0 || vm->manager->starts_nothing)
+        if (vm->rec.restart_at == 0 || vm->manager->starts_nothing || relaunch_pending(vm))
                 return;
         r = sd_event_add_time(vm->manager->event, &vm->restart_timer, CLOCK_REALTIME, vm->rec.restart_at, 0, on_restart, vm);
         if (r < 0)

@@ -69,6 +69,8 @@ static void start_succeeded(Start *s) {
         vm->start = NULL;
         vm->slice_left = false;
         (void) vm_transition(vm, TRANSITION_STARTED, INTENT_KEEP, "%s", "");
+        if (s->reboot)
+                vm_add_event(vm, "rebooted", NULL, "The guest was rebooted, with a new %s", vm_backend_title(vm));
         start_free(s);
         job_finish(j, NULL, false);
 }
@@ -157,7 +159,7 @@ static void start_rolled_back(Start *s) {
                         sd_bus_error_setf(&s->error, VMUNIT_ERROR_CANCELED, "%s: its start was canceled by %s", vm->rec.name,
                                           vm_call_to_string(s->canceled_by));
         } else {
-                (void) vm_transition(vm, s->was_error || vm->by_itself ? TRANSITION_RESTART_FAILED : TRANSITION_START_FAILED,
+                (void) vm_transition(vm, s->was_error || s->reboot || vm->by_itself ? TRANSITION_RESTART_FAILED : TRANSITION_START_FAILED,
                                      vm->by_itself ? INTENT_KEEP : false,
                                      "The start failed at the step '%s'; it was rolled back", start_steps[s->step].name);
         }
@@ -311,7 +313,7 @@ bool start_owns_run(const VM *vm) {
         return vm->start && (vm->start->step > 0 || vm->start->failing);
 }
 
-int start_begin(VM *vm) {
+static int begin(VM *vm, bool reboot) {
         Start *s;
         int r;
 
@@ -321,6 +323,7 @@ int start_begin(VM *vm) {
         *s = (Start) {
                 .vm = vm,
                 .was_error = vm->rec.state == VM_ERROR,
+                .reboot = reboot,
                 .error = SD_BUS_ERROR_NULL,
                 .exec_fd = -EBADF,
                 .control_fd = -EBADF,
@@ -335,7 +338,7 @@ int start_begin(VM *vm) {
                 r = sd_event_add_time_relative(vm->manager->event, &s->deadline, CLOCK_MONOTONIC,
                                                vm->manager->config->start_timeout_usec, 0, on_deadline, s);
         if (r >= 0)
-                r = vm_transition(vm, TRANSITION_START, true, "%s", "");
+                r = vm_transition(vm, reboot ? TRANSITION_REBOOT : TRANSITION_START, true, "%s", "");
         if (r < 0) {
                 start_free(s);
                 return r;
@@ -343,6 +346,14 @@ int start_begin(VM *vm) {
 
         vm->start = s;
         return 0;
+}
+
+int start_begin(VM *vm) {
+        return begin(vm, false);
+}
+
+int start_begin_again(VM *vm) {
+        return begin(vm, true);
 }
 
 int start_cancel(VM *vm, VMCall by, bool keep_intent, done_cb cb, void *userdata) {

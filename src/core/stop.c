@@ -173,7 +173,7 @@ static void stop_quit(Stop *s) {
         if (r == FAULT_HANG)
                 return;
         /* All VMMs end in good order on SIGTERM or die of it at once. */
-        if (r < 0 || !vm_is_connected(vm) || vm->ops->quit(vm->vmm, on_quit, vm) < 0)
+        if (r < 0 || !vm_is_connected(vm) || !vm->ops->quit || vm->ops->quit(vm->vmm, on_quit, vm) < 0)
                 (void) pidfd_kill(vm->run->pidfd, SIGTERM);
 }
 

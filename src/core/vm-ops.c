@@ -272,7 +272,7 @@ int vm_stop(VM *vm, uid_t caller, uint64_t timeout_usec, bool keep_intent, done_
                 return to_stopped(vm, keep_intent);
         if (answer == ANSWER_CANCEL_START)
                 return start_cancel(vm, CALL_STOP, keep_intent, cb, userdata);
-        if (answer == ANSWER_JOIN) {
+        if (answer == ANSWER_JOIN && !relaunch_pending(vm)) {
                 if (vm->stop)
                         stop_shorten(vm, timeout_usec);
                 return join(vm, cb, userdata, error);
@@ -308,7 +308,7 @@ int vm_kill(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *erro
                 return join(vm, cb, userdata, error);
 
         overtake(vm);
-        if (vm->rec.state != VM_STOPPING) {
+        if (vm->rec.state != VM_STOPPING || relaunch_pending(vm)) {
                 r = vm_transition(vm, TRANSITION_STOP, false, "%s", "");
                 if (r < 0)
                         return write_error(r, error);

@@ -60,8 +60,19 @@ void vm_set_exit(VM *vm);
 int waiter_add(Waiter **list, done_cb cb, void *userdata);
 void waiters_tell(Waiter **list, const sd_bus_error *error);
 
+/* relaunch.c: reboot and reset by a new VMM */
+/* Its VMM has ended by this cause: true if that is part of a reboot, which goes on when its units are gone. */
+bool relaunch_died(VM *vm, VMMEvent cause);
+/* Reset, with its job there already: kills the VMM. */
+int relaunch_reset(VM *vm);
+/* It is Stopping to be started again. */
+bool relaunch_pending(const VM *vm);
+void relaunch_run_gone(VM *vm);
+
 /* start.c */
 int start_begin(VM *vm);
+/* The same from Stopping, for a reboot whose job is there already */
+int start_begin_again(VM *vm);
 /* The run is what a start has built, not what is left of the last one. */
 bool start_owns_run(const VM *vm);
 /* cb: told when it is rolled back; by: CALL_STOP, CALL_KILL or CALL_REMOVE_FORCE */

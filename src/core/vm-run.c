@@ -112,6 +112,8 @@ static void vm_put_down(VM *vm, VMMEvent why) {
 }
 
 static void vm_died_unasked(VM *vm) {
+        if (relaunch_died(vm, death_cause(vm)))
+                return;
         call_end(vm, VMUNIT_ERROR_NOT_RUNNING, "the VM has ended");
         update_end(vm, VMUNIT_ERROR_NOT_RUNNING, "the VM has ended; update it now");
         vm_show_death(vm);
@@ -226,6 +228,8 @@ static void on_gone(void *userdata) {
                 stop_run_gone(vm);
         else if (vm->rec.state == VM_REMOVING)
                 remove_run_gone(vm);
+        else if (relaunch_pending(vm))
+                relaunch_run_gone(vm);
 }
 
 static const RunHandler run_handler = {
@@ -270,7 +274,7 @@ static void on_reboot_finished(void *userdata, int error, const char *message) {
 
 /* A reboot was cut off by the end of another daemon, between the guest's end and its new beginning. */
 static bool finish_reboot(VM *vm, VMMState state) {
-        if (vm->rec.state != VM_RUNNING)
+        if (vm->rec.state != VM_RUNNING || !vm->ops->reboot)
                 return false;
         if (state == VMM_STATE_SHUTDOWN)
                 return vm->ops->reboot(vm->vmm, on_reboot_finished, vm) >= 0;
@@ -286,6 +290,10 @@ static void on_connected(VM *vm, VMMState state) {
         case VMM_STATE_NOT_STARTED:
                 if (finish_reboot(vm, state))
                         break;
+                if (!vm->ops->reboot) { /* somebody else has taken its guest away */
+                        vm_put_down(vm, VMM_EVENT_FAILED);
+                        break;
+                }
                 __attribute__((__fallthrough__));
         case VMM_STATE_PAUSED:
                 on_paused(vm, TRANSITION_PAUSED);
@@ -492,7 +500,9 @@ static void found_alive(VM *vm) {
         case VM_STOPPING: {
                 Job *j;
 
-                if (job_new(vm, CALL_STOP, 0, &j) >= 0)
+                if (relaunch_pending(vm))
+                        run_kill(vm->run);
+                else if (job_new(vm, CALL_STOP, 0, &j) >= 0)
                         (void) stop_begin(vm, VM_STOP_TIMEOUT_DEFAULT);
                 break;
         }
@@ -517,7 +527,8 @@ static void found_dead(VM *vm) {
                 start_interrupted(vm);
                 break;
         case VM_STOPPING:
-                (void) vm_transition(vm, TRANSITION_STOPPED, INTENT_KEEP, "It has stopped while vmunitd was away");
+                if (!relaunch_pending(vm))
+                        (void) vm_transition(vm, TRANSITION_STOPPED, INTENT_KEEP, "It has stopped while vmunitd was away");
                 break;
         case VM_RUNNING:
         case VM_PAUSED:

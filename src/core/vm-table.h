@@ -33,7 +33,8 @@ typedef enum VMTransition {
         TRANSITION_FOUND_RUNNING,       /* in Error (or Stopped, in an older database that was put back), yet its VMM lives: reason and
                                          * message stay */
         TRANSITION_FOUND_PAUSED,
-        TRANSITION_REBOOT,              /* the guest has shut down for a reboot that needs a new VMM */
+        TRANSITION_RELAUNCH,            /* its VMM has ended, or is to, for a reboot or reset that needs a new one */
+        TRANSITION_REBOOT,              /* … which is started now */
         TRANSITION_REMOVE,              /* a removal begins */
         TRANSITION_REMOVE_BLOCKED,
         _TRANSITION_MAX,

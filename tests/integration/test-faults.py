@@ -26,7 +26,7 @@ PARTS = 10                                      # of the cases that are not fixe
 
 # Transitions that nothing leads to here: other back ends, real limits of memory, disk errors, virtiofsd
 UNREACHED = {f"commit.{t}.{when}" for t in ("io-error", "guest-reboot", "vmm-exited", "oom-kill", "vmm-failed", "virtiofsd-crashed",
-                                            "reboot") for when in ("before", "after")}
+                                            "relaunch", "reboot") for when in ("before", "after")}
 # Each way out of a hang, in turn
 WAYS = ("deadline", "stop", "kill", "cancel", "remove")
 
