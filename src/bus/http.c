@@ -350,7 +350,7 @@ static int request_result(Request *q, CURLcode code, unsigned *ret_status) {
         (void) curl_easy_getinfo(q->curl, CURLINFO_RESPONSE_CODE, &status);
         (void) curl_easy_getinfo(q->curl, CURLINFO_OS_ERRNO, &number);
 
-        switch (code) {
+        switch ((int) code) {
         case CURLE_OK:
                 if (!q->head_done)
                         return -EPIPE;
@@ -368,9 +368,7 @@ static int request_result(Request *q, CURLcode code, unsigned *ret_status) {
                 return number ? -EPIPE : -EBADMSG;
         case CURLE_FILESIZE_EXCEEDED:
         case CURLE_OUT_OF_MEMORY: /* libcurl before 8.6 says so of a header line that is too long */
-#if LIBCURL_VERSION_NUM >= 0x080600
-        case CURLE_TOO_LARGE:
-#endif
+        case 100: /* CURLE_TOO_LARGE, since then */
                 return -EMSGSIZE;
         default:
                 return -EBADMSG;
