@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <curl/curl.h>
 #include <sys/epoll.h>
 
 #include "basic/fd-util.h"
 #include "basic/string-util.h"
+#include "bus/curl-load.h"
 #include "bus/http.h"
 
 #define HEADER_LINES_MAX 256U
@@ -19,7 +19,7 @@ struct Multi {
         unsigned n_ref;         /* its users; another one while callbacks run, so that they may free the last */
         sd_event *event;
         sd_event_source *timer;
-        CURLM *curl;
+        CURLM *handle;
 };
 
 struct Request {
@@ -30,7 +30,7 @@ struct Request {
         http_cb cb;
         void *userdata;
 
-        CURL *curl;             /* when it is under way */
+        CURL *easy;             /* when it is under way */
         int error;              /* why a callback of ours ended it */
         bool head_done;
         size_t head_size;
@@ -78,7 +78,7 @@ static int on_curl_socket(CURL *c, curl_socket_t fd, int what, void *userdata, v
 
         if (what == CURL_POLL_REMOVE) {
                 sd_event_source_disable_unref(s);
-                (void) curl_multi_assign(m->curl, fd, NULL);
+                (void) curl.multi_assign(m->handle, fd, NULL);
                 return 0;
         }
 
@@ -86,7 +86,7 @@ static int on_curl_socket(CURL *c, curl_socket_t fd, int what, void *userdata, v
         if (s)
                 (void) sd_event_source_set_io_events(s, events);
         else if (sd_event_add_io(m->event, &s, fd, events, on_socket_io, m) >= 0 &&
-                 curl_multi_assign(m->curl, fd, s) != CURLM_OK)
+                 curl.multi_assign(m->handle, fd, s) != CURLM_OK)
                 sd_event_source_disable_unref(s);
         return 0;
 }
@@ -101,26 +101,18 @@ static int on_curl_timeout(CURLM *c, long msec, void *userdata) {
         return sd_event_source_set_enabled(m->timer, SD_EVENT_ONESHOT) < 0 ? -1 : 0;
 }
 
-/* Once a process, and nothing is ever given back. Without TLS, for there is none on these sockets. */
-static int init_curl(void) {
-        static bool done;
-
-        if (done)
-                return 0;
-        if (curl_global_init(CURL_GLOBAL_NOTHING) != CURLE_OK)
-                return -ENOMEM;
-
+/* Once a process, and never given back. */
+static int init_headers(void) {
         /* A server that is asked to say that it wants the body makes it wait for that. */
         if (!headers_none)
-                headers_none = curl_slist_append(NULL, "Expect:");
+                headers_none = curl.slist_append(NULL, "Expect:");
         if (headers_none && !headers_none->next)
-                (void) curl_slist_append(headers_none, "Content-Type:");
+                (void) curl.slist_append(headers_none, "Content-Type:");
         if (!headers_json)
-                headers_json = curl_slist_append(NULL, "Expect:");
+                headers_json = curl.slist_append(NULL, "Expect:");
         if (headers_json && !headers_json->next)
-                (void) curl_slist_append(headers_json, "Content-Type: application/json");
-        done = headers_none && headers_none->next && headers_json && headers_json->next;
-        return done ? 0 : -ENOMEM;
+                (void) curl.slist_append(headers_json, "Content-Type: application/json");
+        return headers_none && headers_none->next && headers_json && headers_json->next ? 0 : -ENOMEM;
 }
 
 static Multi *multi_unref(Multi *m) {
@@ -132,8 +124,8 @@ static Multi *multi_unref(Multi *m) {
                         *p = m->next;
                         break;
                 }
-        if (m->curl)
-                (void) curl_multi_cleanup(m->curl);
+        if (m->handle)
+                (void) curl.multi_cleanup(m->handle);
         sd_event_source_disable_unref(m->timer);
         sd_event_unref(m->event);
         free(m);
@@ -142,18 +134,21 @@ static Multi *multi_unref(Multi *m) {
 DEFINE_TRIVIAL_CLEANUP_FUNC(Multi *, multi_unref);
 
 static bool multi_set_options(Multi *m) {
-        return curl_multi_setopt(m->curl, CURLMOPT_SOCKETFUNCTION, on_curl_socket) == CURLM_OK &&
-                curl_multi_setopt(m->curl, CURLMOPT_SOCKETDATA, m) == CURLM_OK &&
-                curl_multi_setopt(m->curl, CURLMOPT_TIMERFUNCTION, on_curl_timeout) == CURLM_OK &&
-                curl_multi_setopt(m->curl, CURLMOPT_TIMERDATA, m) == CURLM_OK &&
-                curl_multi_setopt(m->curl, CURLMOPT_PIPELINING, (long) CURLPIPE_NOTHING) == CURLM_OK;
+        return curl.multi_setopt(m->handle, CURLMOPT_SOCKETFUNCTION, on_curl_socket) == CURLM_OK &&
+                curl.multi_setopt(m->handle, CURLMOPT_SOCKETDATA, m) == CURLM_OK &&
+                curl.multi_setopt(m->handle, CURLMOPT_TIMERFUNCTION, on_curl_timeout) == CURLM_OK &&
+                curl.multi_setopt(m->handle, CURLMOPT_TIMERDATA, m) == CURLM_OK &&
+                curl.multi_setopt(m->handle, CURLMOPT_PIPELINING, (long) CURLPIPE_NOTHING) == CURLM_OK;
 }
 
 static int multi_new(sd_event *e, Multi **ret) {
         _cleanup_(multi_unrefp) Multi *m = NULL;
         int r;
 
-        r = init_curl();
+        r = curl_load();
+        if (r < 0)
+                return r;
+        r = init_headers();
         if (r < 0)
                 return r;
 
@@ -167,8 +162,8 @@ static int multi_new(sd_event *e, Multi **ret) {
         r = sd_event_add_time(e, &m->timer, CLOCK_MONOTONIC, USEC_INFINITY, 1, on_curl_timer, m);
         if (r < 0)
                 return r;
-        m->curl = curl_multi_init();
-        if (!m->curl || !multi_set_options(m))
+        m->handle = curl.multi_init();
+        if (!m->handle || !multi_set_options(m))
                 return -ENOMEM;
 
         m->next = multis;
@@ -190,11 +185,11 @@ static int multi_get(sd_event *e, Multi **ret) {
 /* A request */
 
 static void request_stop(Request *q) {
-        if (!q->curl)
+        if (!q->easy)
                 return;
-        (void) curl_multi_remove_handle(q->http->multi->curl, q->curl);
-        curl_easy_cleanup(q->curl);
-        q->curl = NULL;
+        (void) curl.multi_remove_handle(q->http->multi->handle, q->easy);
+        curl.easy_cleanup(q->easy);
+        q->easy = NULL;
 }
 
 static Request *request_free(Request *q) {
@@ -301,7 +296,7 @@ static size_t on_body(char *p, size_t size, size_t n, void *userdata) {
         return n;
 }
 
-#define SET(c, option, value) (curl_easy_setopt((c), CURLOPT_##option, (value)) == CURLE_OK)
+#define SET(c, option, value) (curl.easy_setopt((c), CURLOPT_##option, (value)) == CURLE_OK)
 
 static bool set_bounds(CURL *c) {
         return SET(c, PROTOCOLS_STR, "http") && SET(c, HTTP_VERSION, (long) CURL_HTTP_VERSION_1_1) && SET(c, NOSIGNAL, 1L) &&
@@ -326,12 +321,12 @@ static bool set_request(CURL *c, Request *q) {
 }
 
 static int request_start(Request *q) {
-        q->curl = curl_easy_init();
-        if (!q->curl)
+        q->easy = curl.easy_init();
+        if (!q->easy)
                 return -ENOMEM;
-        if (!set_bounds(q->curl) || !set_callbacks(q->curl, q) || !set_request(q->curl, q))
+        if (!set_bounds(q->easy) || !set_callbacks(q->easy, q) || !set_request(q->easy, q))
                 return -ENOMEM;
-        return curl_multi_add_handle(q->http->multi->curl, q->curl) == CURLM_OK ? 0 : -ENOMEM;
+        return curl.multi_add_handle(q->http->multi->handle, q->easy) == CURLM_OK ? 0 : -ENOMEM;
 }
 
 /* -EAGAIN: nothing was sent, because too many wait for the server to accept them. connect() says that at once, but libcurl takes it
@@ -347,8 +342,8 @@ static int request_result(Request *q, CURLcode code, unsigned *ret_status) {
 
         if (q->error < 0)
                 return q->error;
-        (void) curl_easy_getinfo(q->curl, CURLINFO_RESPONSE_CODE, &status);
-        (void) curl_easy_getinfo(q->curl, CURLINFO_OS_ERRNO, &number);
+        (void) curl.easy_getinfo(q->easy, CURLINFO_RESPONSE_CODE, &status);
+        (void) curl.easy_getinfo(q->easy, CURLINFO_OS_ERRNO, &number);
 
         switch ((int) code) {
         case CURLE_OK:
@@ -394,7 +389,7 @@ static void schedule(Http *h) {
                 h->timer = sd_event_source_disable_unref(h->timer);
                 return;
         }
-        if (!h->queue->curl)
+        if (!h->queue->easy)
                 (void) sd_event_source_set_enabled(h->start, SD_EVENT_ONESHOT);
         rearm(h);
 }
@@ -430,13 +425,13 @@ static void multi_turn(Multi *m, curl_socket_t fd, int what) {
         int n;
 
         m->n_ref++;
-        (void) curl_multi_socket_action(m->curl, fd, what, &n);
-        for (CURLMsg *message; (message = curl_multi_info_read(m->curl, &n));) {
+        (void) curl.multi_socket_action(m->handle, fd, what, &n);
+        for (CURLMsg *message; (message = curl.multi_info_read(m->handle, &n));) {
                 unsigned status = 0;
                 Request *q = NULL;
                 int r;
 
-                if (message->msg != CURLMSG_DONE || curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &q) != CURLE_OK)
+                if (message->msg != CURLMSG_DONE || curl.easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &q) != CURLE_OK)
                         continue;
                 r = request_result(q, message->data.result, &status);
                 if (r == -EAGAIN)
@@ -450,7 +445,7 @@ static int on_start(sd_event_source *s, void *userdata) {
         Http *h = userdata;
         int r;
 
-        if (!h->queue || h->queue->curl)
+        if (!h->queue || h->queue->easy)
                 return 0;
         r = request_start(h->queue);
         if (r < 0)

@@ -16,7 +16,7 @@
 
 typedef struct Http Http;
 
-/* Connects to nothing yet. */
+/* Connects to nothing yet. -ENOPKG: there is no libcurl, which the first of a process loads. */
 int http_new(sd_event *e, const char *path, Http **ret);
 /* Callbacks of what is pending run with -ECANCELED. The connection is closed; the server may do what it was asked all the same. */
 Http *http_free(Http *h);
