@@ -12,6 +12,8 @@
  * wins, numbers are clamped, NaN, 'keys', 01, 1., control characters, broken UTF-8, NUL and lone surrogates pass. So
  * all strings, numbers and brackets of the text are looked through first, with no care for what lies between them. */
 
+#define BOUNDED_DEPTH 32
+
 #define DIGITS "0123456789"
 #define HEX_DIGITS DIGITS "abcdefABCDEF"
 
@@ -269,6 +271,65 @@ bool json_get_bool(json_object *o, const char *key, bool def) {
         json_object *v = json_get(o, key);
 
         return json_object_is_type(v, json_type_boolean) ? json_object_get_boolean(v) : def;
+}
+
+/* What may cost much is counted before. */
+static bool is_cheap(const char *s, size_t n) {
+        size_t containers = 0, commas = 0;
+
+        for (size_t i = 0; i < n; i++) {
+                containers += s[i] == '{' || s[i] == '[';
+                commas += s[i] == ',';
+        }
+        return containers <= JSON_CONTAINERS_MAX && commas <= JSON_COMMAS_MAX;
+}
+
+int json_parse_bounded(const char *text, size_t n, json_object **ret) {
+        _cleanup_json_ json_object *o = NULL;
+        json_tokener *t;
+        bool good;
+
+        if (n > INT_MAX || !is_cheap(text, n))
+                return -EMSGSIZE;
+
+        t = json_tokener_new_ex(BOUNDED_DEPTH);
+        if (!t)
+                return -ENOMEM;
+        json_tokener_set_flags(t, JSON_TOKENER_STRICT|JSON_TOKENER_VALIDATE_UTF8);
+        o = json_tokener_parse_ex(t, text, (int) n);
+        good = json_tokener_get_error(t) == json_tokener_success && json_tokener_get_parse_end(t) == n;
+        json_tokener_free(t);
+        if (!good || !o)
+                return -EBADMSG;
+
+        *ret = TAKE_PTR(o);
+        return 0;
+}
+
+bool json_put(json_object *o, const char *key, json_object *value) {
+        if (value && json_object_object_add(o, key, value) == 0)
+                return true;
+        json_object_put(value);
+        return false;
+}
+
+bool json_put_string(json_object *o, const char *key, const char *s) {
+        return json_put(o, key, json_object_new_string(s));
+}
+
+bool json_put_bool(json_object *o, const char *key, bool b) {
+        return json_put(o, key, json_object_new_boolean(b));
+}
+
+bool json_put_int(json_object *o, const char *key, int64_t i) {
+        return json_put(o, key, json_object_new_int64(i));
+}
+
+bool json_append(json_object *array, json_object *value) {
+        if (value && json_object_array_add(array, value) == 0)
+                return true;
+        json_object_put(value);
+        return false;
 }
 
 /* Copies s, control characters as \xNN, and breaks it off with an ellipsis when it is long. */

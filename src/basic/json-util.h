@@ -22,6 +22,20 @@ static inline int json_parse_strict(const char *text, size_t n, unsigned depth, 
         return json_parse_named("JSON", text, n, depth, ret, ret_error);
 }
 
+/* What a VMM sends: like the above, but what a parsed text may cost is bounded (`[]` takes a hundred times the memory that it has as
+ * text), and what json-c is lax about may pass. -EBADMSG, -EMSGSIZE. */
+#define JSON_CONTAINERS_MAX 8192U       /* objects and arrays, */
+#define JSON_COMMAS_MAX 65536U          /* and separators */
+int json_parse_bounded(const char *text, size_t n, json_object **ret);
+
+/* For building: add a member to an object or an element to an array. Take the value over, and give false for no memory, which is
+ * also what a value of NULL means. */
+bool json_put(json_object *o, const char *key, json_object *value);
+bool json_put_string(json_object *o, const char *key, const char *s);
+bool json_put_bool(json_object *o, const char *key, bool b);
+bool json_put_int(json_object *o, const char *key, int64_t i);
+bool json_append(json_object *array, json_object *value);
+
 /* A value ("an object" and "an array" for those) or a key for messages: bounded, strings quoted, without control
  * characters. */
 #define JSON_SHOW_MAX 80

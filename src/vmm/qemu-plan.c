@@ -32,30 +32,20 @@ static bool is_firmware(const Definition *d, const char *name) {
         return !d->kernel && streq(d->firmware ?: "bios", name);
 }
 
-static int refuse(sd_bus_error *error, const char *format, ...) _printf_(2, 3);
-static int refuse(sd_bus_error *error, const char *format, ...) {
-        va_list ap;
-
-        va_start(ap, format);
-        (void) sd_bus_error_setfv(error, VMUNIT_ERROR_NOT_SUPPORTED, format, ap);
-        va_end(ap);
-        return -EOPNOTSUPP;
-}
-
 int qemu_check(const Definition *d, sd_bus_error *error) {
         if (d->cpus > CPUS_MAX)
-                return refuse(error, "cpus: QEMU runs at most %u", CPUS_MAX);
+                return vmm_refuse(error, "cpus: QEMU runs at most %u", CPUS_MAX);
         if (d->n_filesystems > 0)
-                return refuse(error, "filesystems: not supported yet");
+                return vmm_refuse(error, "filesystems: not supported yet");
         if (d->vsock)
-                return refuse(error, "vsock: not supported yet");
+                return vmm_refuse(error, "vsock: not supported yet");
         if (n_devices(d) > PCI_SLOTS_MAX)
-                return refuse(error, "%s: QEMU takes at most %u disks and networks in all",
+                return vmm_refuse(error, "%s: QEMU takes at most %u disks and networks in all",
                         d->n_disks >= d->n_networks ? "disks" : "networks", PCI_SLOTS_MAX);
 
         for (size_t i = 0; i < d->n_networks; i++)
                 if (d->networks[i].type != NETWORK_USER)
-                        return refuse(error, "networks[%zu].type: only \"user\" is supported yet", i);
+                        return vmm_refuse(error, "networks[%zu].type: only \"user\" is supported yet", i);
         return 0;
 }
 
@@ -233,29 +223,16 @@ static int add_channels(Context *c) {
         return r;
 }
 
-/* Members for json_object_object_add(); all give false for no memory. */
-static bool put(json_object *o, const char *key, json_object *value) {
-        return value && json_object_object_add(o, key, value) == 0;
-}
-
-static bool put_string(json_object *o, const char *key, const char *s) {
-        return put(o, key, json_object_new_string(s));
-}
-
-static bool put_bool(json_object *o, const char *key, bool b) {
-        return put(o, key, json_object_new_boolean(b));
-}
-
 static int add_disk_file(Context *c, const Disk *disk, const char *node, int fd) {
         _cleanup_json_ json_object *o = json_object_new_object();
         _cleanup_free_ char *filename = strjoinf("/dev/fdset/%d", fd);
 
         if (!o || !filename ||
-            !put_string(o, "driver", "file") ||
-            !put_string(o, "node-name", node) ||
-            !put_string(o, "filename", filename) ||
-            !put_bool(o, "read-only", disk->readonly) ||
-            !put_string(o, "discard", "unmap"))
+            !json_put_string(o, "driver", "file") ||
+            !json_put_string(o, "node-name", node) ||
+            !json_put_string(o, "filename", filename) ||
+            !json_put_bool(o, "read-only", disk->readonly) ||
+            !json_put_string(o, "discard", "unmap"))
                 return -ENOMEM;
         return add_json(c, "-blockdev", o);
 }
@@ -264,11 +241,11 @@ static int add_disk_format(Context *c, const Disk *disk, const char *node, const
         _cleanup_json_ json_object *o = json_object_new_object();
 
         if (!o ||
-            !put_string(o, "driver", disk->format == DISK_QCOW2 ? "qcow2" : "raw") ||
-            !put_string(o, "node-name", node) ||
-            !put_bool(o, "read-only", disk->readonly) ||
-            !put_string(o, "discard", "unmap") ||
-            !put_string(o, "file", file))
+            !json_put_string(o, "driver", disk->format == DISK_QCOW2 ? "qcow2" : "raw") ||
+            !json_put_string(o, "node-name", node) ||
+            !json_put_bool(o, "read-only", disk->readonly) ||
+            !json_put_string(o, "discard", "unmap") ||
+            !json_put_string(o, "file", file))
                 return -ENOMEM;
         /* Whatever the header says, QEMU opens no further file. */
         if (disk->format == DISK_QCOW2 && json_object_object_add(o, "backing", NULL) < 0)
@@ -280,15 +257,15 @@ static int add_disk_device(Context *c, const Disk *disk, const char *node, size_
         _cleanup_json_ json_object *o = json_object_new_object();
 
         if (!o ||
-            !put_string(o, "driver", c->microvm ? "virtio-blk-device" : "virtio-blk-pci") ||
-            !put_string(o, "id", node) ||
-            !put_string(o, "drive", node) ||
-            !put_string(o, "serial", disk->name))
+            !json_put_string(o, "driver", c->microvm ? "virtio-blk-device" : "virtio-blk-pci") ||
+            !json_put_string(o, "id", node) ||
+            !json_put_string(o, "drive", node) ||
+            !json_put_string(o, "serial", disk->name))
                 return -ENOMEM;
         /* An owner who sees "io-error" can make room and resume. */
-        if (!disk->readonly && (!put_string(o, "werror", "stop") || !put_string(o, "rerror", "stop")))
+        if (!disk->readonly && (!json_put_string(o, "werror", "stop") || !json_put_string(o, "rerror", "stop")))
                 return -ENOMEM;
-        if (!c->definition->kernel && !put(o, "bootindex", json_object_new_int64((int64_t) i)))
+        if (!c->definition->kernel && !json_put(o, "bootindex", json_object_new_int64((int64_t) i)))
                 return -ENOMEM;
         return add_json(c, "-device", o);
 }
@@ -319,7 +296,7 @@ static int add_disk(Context *c, size_t i) {
 static bool put_forwards(json_object *o, const Network *n) {
         json_object *list = json_object_new_array();
 
-        if (!put(o, "hostfwd", list))
+        if (!json_put(o, "hostfwd", list))
                 return false;
 
         for (size_t i = 0; i < n->n_forwards; i++) {
@@ -328,11 +305,9 @@ static bool put_forwards(json_object *o, const Network *n) {
                                                   f->address, f->host, f->guest);
                 json_object *item = json_object_new_object();
 
-                if (!s || !item || json_object_array_add(list, item) < 0) {
-                        json_object_put(item);
+                if (!json_append(list, item) || !s)
                         return false;
-                }
-                if (!put_string(item, "str", s))
+                if (!json_put_string(item, "str", s))
                         return false;
         }
         return true;
@@ -341,7 +316,7 @@ static bool put_forwards(json_object *o, const Network *n) {
 static int add_netdev(Context *c, const Network *n, const char *id) {
         _cleanup_json_ json_object *o = json_object_new_object();
 
-        if (!o || !put_string(o, "type", "user") || !put_string(o, "id", id) ||
+        if (!o || !json_put_string(o, "type", "user") || !json_put_string(o, "id", id) ||
             (n->n_forwards > 0 && !put_forwards(o, n)))
                 return -ENOMEM;
         return add_json(c, "-netdev", o);
@@ -359,10 +334,10 @@ static int add_network(Context *c, const Network *n) {
                 return r;
 
         if (!o ||
-            !put_string(o, "driver", c->microvm ? "virtio-net-device" : "virtio-net-pci") ||
-            !put_string(o, "id", id) ||
-            !put_string(o, "netdev", id) ||
-            (!c->microvm && !put_string(o, "romfile", ""))) /* boots from disks alone */
+            !json_put_string(o, "driver", c->microvm ? "virtio-net-device" : "virtio-net-pci") ||
+            !json_put_string(o, "id", id) ||
+            !json_put_string(o, "netdev", id) ||
+            (!c->microvm && !json_put_string(o, "romfile", ""))) /* boots from disks alone */
                 return -ENOMEM;
         return add_json(c, "-device", o);
 }

@@ -7,7 +7,6 @@
 #include "vmm/qmp.h"
 
 #define READ_SIZE (64U * 1024U)
-#define DEPTH_MAX 32
 #define PENDING_MAX 256U
 #define WORDS_MAX 1024U
 
@@ -335,41 +334,6 @@ static int handle_message(QMP *q, json_object *o) {
         return 0;
 }
 
-/* A parsed `[]` takes a hundred times the memory that it has as text, so what may cost much is counted before. */
-static bool cheap(const char *s, size_t n) {
-        size_t containers = 0, commas = 0;
-
-        for (size_t i = 0; i < n; i++) {
-                containers += s[i] == '{' || s[i] == '[';
-                commas += s[i] == ',';
-        }
-        return containers <= QMP_CONTAINERS_MAX && commas <= QMP_COMMAS_MAX;
-}
-
-static int parse(const char *s, size_t n, json_object **ret) {
-        _cleanup_json_ json_object *o = NULL;
-        json_tokener *t;
-        int r = 0;
-
-        if (!cheap(s, n))
-                return -EMSGSIZE;
-
-        t = json_tokener_new_ex(DEPTH_MAX);
-        if (!t)
-                return -ENOMEM;
-        json_tokener_set_flags(t, JSON_TOKENER_STRICT|JSON_TOKENER_VALIDATE_UTF8);
-        o = json_tokener_parse_ex(t, s, (int) n);
-        if (json_tokener_get_error(t) != json_tokener_success || json_tokener_get_parse_end(t) != n ||
-            !json_object_is_type(o, json_type_object))
-                r = -EBADMSG;
-        json_tokener_free(t);
-        if (r < 0)
-                return r;
-
-        *ret = TAKE_PTR(o);
-        return 0;
-}
-
 static int handle_line(QMP *q, const char *line, size_t n) {
         _cleanup_json_ json_object *o = NULL;
         int r;
@@ -379,8 +343,10 @@ static int handle_line(QMP *q, const char *line, size_t n) {
         if (n == 0)
                 return 0;
 
-        r = parse(line, n, &o);
-        return r < 0 ? r : handle_message(q, o);
+        r = json_parse_bounded(line, n, &o);
+        if (r < 0)
+                return r;
+        return json_object_is_type(o, json_type_object) ? handle_message(q, o) : -EBADMSG;
 }
 
 /* Handles the whole lines that there are; `from` is where bytes not seen before begin. */

@@ -9,8 +9,6 @@
  * nor make it grow; at worst the connection ends. */
 
 #define QMP_LINE_MAX (512U * 1024U)     /* of one message */
-#define QMP_CONTAINERS_MAX 8192U        /* objects and arrays in one message, */
-#define QMP_COMMAS_MAX 65536U           /* and separators: both bound what a parsed message costs */
 #define QMP_OUTPUT_MAX (256U * 1024U)   /* not yet taken by the socket */
 #define QMP_DRAIN_MAX (4U * 1024U * 1024U)
 #define QMP_TIMEOUT_USEC (10 * USEC_PER_SEC)

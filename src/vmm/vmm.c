@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "basic/string-util.h"
+#include "bus/error-names.h"
 #include "vmm/vmm.h"
 
 LaunchPlan *launch_plan_free(LaunchPlan *p) {
@@ -51,6 +52,15 @@ int launch_plan_add_file(LaunchPlan *p, const char *path, bool writable, const c
                 free(f.path);
         }
         return r;
+}
+
+int vmm_refuse(sd_bus_error *error, const char *format, ...) {
+        va_list ap;
+
+        va_start(ap, format);
+        (void) sd_bus_error_setfv(error, VMUNIT_ERROR_NOT_SUPPORTED, format, ap);
+        va_end(ap);
+        return -EOPNOTSUPP;
 }
 
 const VMMOps *vmm_ops(Backend b) {

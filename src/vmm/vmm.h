@@ -43,6 +43,8 @@ DEFINE_TRIVIAL_CLEANUP_FUNC(LaunchPlan *, launch_plan_free);
 /* For back ends: adds an fd and gives its number in the VMM, or -ENOMEM. */
 int launch_plan_add_fd(LaunchPlan *p, LaunchFdType type);
 int launch_plan_add_file(LaunchPlan *p, const char *path, bool writable, const char *key_format, ...) _printf_(4, 5);
+/* -EOPNOTSUPP with VMUNIT_ERROR_NOT_SUPPORTED and this message, which begins with a path ("filesystems: …") */
+int vmm_refuse(sd_bus_error *error, const char *format, ...) _printf_(2, 3);
 
 typedef struct LaunchParams {
         const Definition *definition;
