@@ -25,6 +25,8 @@
 #define TAKE_PTR(ptr) TAKE_GENERIC(ptr, typeof(ptr), NULL)
 #define TAKE_FD(fd) TAKE_GENERIC(fd, int, -EBADF)
 
+#define SWAP(a, b) do { typeof(a) _swap = (a); (a) = (b); (b) = _swap; } while (0)
+
 #define new(t, n) ((t *) reallocarray(NULL, (n), sizeof(t)))
 #define new0(t, n) ((t *) calloc((n), sizeof(t)))
 

@@ -18,9 +18,8 @@ static uint64_t monotonic_now(void) {
         return (uint64_t) ts.tv_sec * USEC_PER_SEC + (uint64_t) ts.tv_nsec / 1000;
 }
 
-int job_new(VM *vm, VMCall call, uid_t caller, Job **ret) {
-        Manager *m = vm->manager;
-        Job *j;
+int job_new(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, Job **ret) {
+        _cleanup_(job_freep) Job *j = NULL;
         int r;
 
         j = new(Job, 1);
@@ -39,18 +38,36 @@ int job_new(VM *vm, VMCall call, uid_t caller, Job **ret) {
 
         r = FAULT_POINT("job.number", FAULT_FAILS, 0);
         if (r >= 0)
-                r = store_next_number(m->store, "job", &j->id);
-        if (r < 0) {
-                free(j);
+                r = store_next_number(vm->manager->store, "job", &j->id);
+        if (r >= 0)
+                r = job_add_waiter(j, cb, userdata);
+        if (r < 0)
                 return r;
-        }
+        *ret = TAKE_PTR(j);
+        return 0;
+}
 
-        vm->job = j;
+Job *job_free(Job *j) {
+        if (!j)
+                return NULL;
+
+        while (j->waiters) {
+                Waiter *w = j->waiters;
+
+                j->waiters = w->next;
+                free(w);
+        }
+        free(j);
+        return NULL;
+}
+
+void job_begin(Job *j) {
+        Manager *m = j->vm->manager;
+
+        j->vm->job = j;
         if (m->observer)
                 m->observer->job_added(m->observer_userdata, j);
-        vm_emit_changed(vm, "Job", NULL);
-        *ret = j;
-        return 0;
+        vm_emit_changed(j->vm, "Job", NULL);
 }
 
 int waiter_add(Waiter **list, done_cb cb, void *userdata) {

@@ -41,8 +41,13 @@ struct Job {
         Waiter *waiters;
 };
 
-/* Makes the VM's job and tells the observer. -EIO etc. when no number can be had from the store. */
-int job_new(VM *vm, VMCall call, uid_t caller, Job **ret);
+/* Makes a job, of which nobody knows yet. cb NULL: nobody waits. -EIO etc. when no number can be had from the store. */
+int job_new(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, Job **ret);
+/* Of one that did not begin: nobody is told. */
+Job *job_free(Job *j);
+DEFINE_TRIVIAL_CLEANUP_FUNC(Job *, job_free);
+/* Makes it the VM's and tells the observer. */
+void job_begin(Job *j);
 /* cb NULL: nobody waits. */
 int job_add_waiter(Job *j, done_cb cb, void *userdata);
 /* Enters a stage: notes how long the last one took, tells the observer. stage must be static. */

@@ -41,7 +41,7 @@ static void relaunch_failed(VM *vm, int error) {
 }
 
 void relaunch_run_gone(VM *vm) {
-        Job *j;
+        _cleanup_(job_freep) Job *j = NULL;
         int r = 0;
 
         if (vm->manager->starts_nothing) {
@@ -49,9 +49,11 @@ void relaunch_run_gone(VM *vm) {
                 return;
         }
         if (!vm->job) /* this daemon has taken over */
-                r = job_new(vm, CALL_REBOOT, 0, &j);
+                r = job_new(vm, CALL_REBOOT, 0, NULL, NULL, &j);
         if (r >= 0)
                 r = start_begin_again(vm);
         if (r < 0)
                 relaunch_failed(vm, r);
+        else if (j)
+                job_begin(TAKE_PTR(j));
 }

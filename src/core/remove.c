@@ -111,8 +111,10 @@ int remove_begin(VM *vm) {
         int r;
 
         (void) FAULT_POINT("remove.begin", FAULT_VMM, vm_leader_pid(vm));
-        if (!vm->job && job_new(vm, CALL_REMOVE, 0, &j) >= 0)
+        if (!vm->job && job_new(vm, CALL_REMOVE, 0, NULL, NULL, &j) >= 0) {
+                job_begin(j);
                 job_set_stage(j, "removing", -1);
+        }
         if (!vm->run) {
                 r = vm_find_run(vm);
                 if (r >= 0 && !vm->vmm)

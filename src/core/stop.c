@@ -194,14 +194,18 @@ static void stop_phase(Stop *s, StopPhase phase) {
                 stop_kill(s);
 }
 
-static int stop_new(VM *vm) {
+static int stop_new(VM *vm, Stop **ret) {
         Stop *s;
+        int r;
 
+        r = FAULT_POINT("stop.begin", FAULT_FAILS, 0);
+        if (r < 0)
+                return r;
         s = new(Stop, 1);
         if (!s)
                 return -ENOMEM;
         *s = (Stop) { .vm = vm, .until_usec = USEC_INFINITY };
-        vm->stop = s;
+        *ret = s;
         return 0;
 }
 
@@ -209,33 +213,36 @@ static uint64_t timeout_or_default(const VM *vm, uint64_t timeout_usec) {
         return timeout_usec == VM_STOP_TIMEOUT_DEFAULT ? vm->definition->stop_timeout_usec : timeout_usec;
 }
 
-int stop_begin(VM *vm, uint64_t timeout_usec) {
-        int r;
-
-        r = stop_new(vm);
-        if (r < 0)
-                return r;
-        timeout_usec = timeout_or_default(vm, timeout_usec);
-        vm->stop->until_usec = from_now(vm->stop, timeout_usec);
-        if (timeout_usec == 0) {
-                vm->stop->forced = true;
-                stop_phase(vm->stop, PHASE_QUIT);
-        } else
-                stop_phase(vm->stop, PHASE_BUTTON);
-        return 0;
+static void stop_go(Stop *s, uint64_t timeout_usec) {
+        s->until_usec = from_now(s, timeout_usec);
+        s->forced = timeout_usec == 0;
+        if (s->kill)
+                stop_phase(s, PHASE_KILL);
+        else
+                stop_phase(s, s->forced ? PHASE_QUIT : PHASE_BUTTON);
 }
 
-int kill_begin(VM *vm) {
+/* What can fail comes first, then the transition, then what can't. */
+int stop_begin(VM *vm, VMCall call, uid_t caller, uint64_t timeout_usec, int intent, done_cb cb, void *userdata) {
+        _cleanup_(stop_freep) Stop *s = NULL;
+        _cleanup_(job_freep) Job *j = NULL;
         int r;
 
-        if (!vm->stop) {
-                r = stop_new(vm);
-                if (r < 0)
-                        return r;
-        }
-        vm->stop->kill = true;
-        stop_phase(vm->stop, PHASE_KILL);
-        return 0;
+        r = job_new(vm, call, caller, cb, userdata, &j);
+        if (r >= 0)
+                r = stop_new(vm, &s);
+        if (r >= 0 && (vm->rec.state != VM_STOPPING || relaunch_pending(vm)))
+                r = vm_transition(vm, TRANSITION_STOP, intent, "%s", "");
+        if (r < 0)
+                return r;
+
+        vm_overtake(vm);
+        job_begin(TAKE_PTR(j));
+        stop_free(vm->stop);
+        vm->stop = TAKE_PTR(s);
+        vm->stop->kill = call == CALL_KILL;
+        stop_go(vm->stop, timeout_or_default(vm, timeout_usec));
+        return 1;
 }
 
 void stop_shorten(VM *vm, uint64_t timeout_usec) {

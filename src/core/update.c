@@ -190,28 +190,23 @@ static int append_change(sd_bus_message *m, void *userdata) {
 
 static int update_resources(VM *vm, Definition *d, char *next, uid_t caller, done_cb cb, void *userdata,
                             sd_bus_error *error) {
-        Job *j;
+        _cleanup_(job_freep) Job *j = NULL;
         int r;
 
         vm->update = d;
         vm->update_next = next;
-        r = job_new(vm, CALL_UPDATE, caller, &j);
+        r = job_new(vm, CALL_UPDATE, caller, cb, userdata, &j);
         if (r >= 0)
                 r = FAULT_POINT("update.resources", FAULT_FAILS | FAULT_HANGS | FAULT_VMM, vm_leader_pid(vm));
         if (r == 0)
                 r = systemd_set_properties(vm->manager->systemd, vm->slice, append_change, vm, on_resources_set, vm,
                                            &vm->update_call);
-        if (r >= 0)
-                r = job_add_waiter(j, cb, userdata);
         if (r < 0) {
-                vm->update_call = systemd_call_free(vm->update_call);
                 definition_free(TAKE_PTR(vm->update));
-                vm->update_next = NULL;
-                free(next);
-                if (vm->job)
-                        job_finish(vm->job, NULL, true);
+                free(TAKE_PTR(vm->update_next));
                 return write_error(r, error);
         }
+        job_begin(TAKE_PTR(j));
         return 1;
 }
 

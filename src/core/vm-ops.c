@@ -99,31 +99,22 @@ static int join(VM *vm, done_cb cb, void *userdata, sd_bus_error *error) {
         return r < 0 ? sd_bus_error_set_errno(error, r) : 1;
 }
 
-static void free_waiters(Waiter **list) {
-        while (*list) {
-                Waiter *w = *list;
-
-                *list = w->next;
-                free(w);
-        }
-}
-
 /* Makes the job and begins. A begin that fails has changed nothing, and nobody but the caller hears of it. */
 static int begin(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, int (*f)(VM *vm), sd_bus_error *error) {
-        Job *j;
+        _cleanup_(job_freep) Job *j = NULL;
         int r;
 
-        r = job_new(vm, call, caller, &j);
+        r = job_new(vm, call, caller, cb, userdata, &j);
         if (r < 0)
                 return write_error(r, error);
-        r = job_add_waiter(j, cb, userdata);
-        if (r >= 0)
-                r = f(vm);
-        if (r >= 0)
+        vm->job = j; /* its stages are told from here on, after it was told itself */
+        r = f(vm);
+        if (r >= 0) {
+                job_begin(TAKE_PTR(j));
                 return 1;
+        }
 
-        free_waiters(&j->waiters);
-        job_finish(j, error, false);
+        vm->job = NULL;
         if (sd_bus_error_is_set(error))
                 return r;
         if (r == -ENOTCONN)
@@ -139,55 +130,107 @@ static int begin(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, 
 
 /* Start */
 
-static int use_next_definition(VM *vm, sd_bus_error *error) {
-        _cleanup_(definition_freep) Definition *d = NULL;
+/* What a start changes beside the state: all of it, or, where it can't begin, nothing. */
+typedef struct StartChange {
+        Definition *definition;         /* the one that was stored for it, or NULL */
+        char hash[65];
+        char *text, *next_text;
+        bool ops_chosen;                /* else the back end stays */
+        const VMMOps *ops;
+        char *backend;
+        unsigned restart_count;
+        bool by_itself;
+} StartChange;
+
+static void start_change_done(StartChange *c) {
+        definition_free(c->definition);
+        free(c->text);
+        free(c->next_text);
+        free(c->backend);
+}
+
+static int start_change_definition(StartChange *c, VM *vm, sd_bus_error *error) {
         int r;
 
         if (!vm->rec.next_definition)
                 return 0;
-        r = definition_parse(vm->rec.next_definition, &d, error);
+        r = definition_parse(vm->rec.next_definition, &c->definition, error);
         if (r < 0)
                 return r;
-        r = definition_hash(d, vm->definition_hash);
-        if (r < 0)
-                return sd_bus_error_set_errno(error, r);
-
-        free(vm->rec.definition);
-        vm->rec.definition = TAKE_PTR(vm->rec.next_definition);
-        definition_free(vm->definition);
-        vm->definition = TAKE_PTR(d);
-        vm->ops = NULL;
-        vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", NULL);
-        return 0;
+        r = definition_hash(c->definition, c->hash);
+        if (r >= 0)
+                r = free_and_strdup(&c->text, vm->rec.next_definition);
+        return r < 0 ? sd_bus_error_set_errno(error, r) : 0;
 }
 
-static int use_backend(VM *vm, sd_bus_error *error) {
-        const VMMOps *ops;
+static int start_change_backend(StartChange *c, VM *vm, sd_bus_error *error) {
         int r;
 
-        if (vm->ops)
+        if (vm->ops && !c->definition)
                 return 0;
-        r = manager_choose_backend(vm->manager, vm->definition, &ops, error);
+        r = manager_choose_backend(vm->manager, c->definition ?: vm->definition, &c->ops, error);
         if (r < 0)
                 return r;
-        r = free_and_strdup(&vm->rec.backend, backend_to_string(ops->backend));
-        if (r < 0)
-                return sd_bus_error_set_errno(error, r);
-        vm->ops = ops;
-        vm_emit_changed(vm, "Backend", NULL);
-        return 0;
+        r = free_and_strdup(&c->backend, backend_to_string(c->ops->backend));
+        c->ops_chosen = r >= 0;
+        return r < 0 ? sd_bus_error_set_errno(error, r) : 0;
+}
+
+/* Done twice, all is as it was. */
+static void start_change_swap(StartChange *c, VM *vm) {
+        if (c->definition) {
+                char hash[sizeof(c->hash)];
+
+                memcpy(hash, c->hash, sizeof(hash));
+                memcpy(c->hash, vm->definition_hash, sizeof(hash));
+                memcpy(vm->definition_hash, hash, sizeof(hash));
+                SWAP(c->definition, vm->definition);
+                SWAP(c->text, vm->rec.definition);
+                SWAP(c->next_text, vm->rec.next_definition);
+        }
+        if (c->ops_chosen) {
+                SWAP(c->ops, vm->ops);
+                SWAP(c->backend, vm->rec.backend);
+        }
+        SWAP(c->restart_count, vm->rec.restart_count);
+        SWAP(c->by_itself, vm->by_itself);
+}
+
+static int start_change_fill(StartChange *c, VM *vm, sd_bus_error *error) {
+        int r;
+
+        r = start_change_definition(c, vm, error);
+        return r < 0 ? r : start_change_backend(c, vm, error);
+}
+
+static int begin_start(VM *vm, StartChange *c, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
+        int r;
+
+        start_change_swap(c, vm);
+        r = begin(vm, CALL_START, caller, cb, userdata, start_begin, error);
+        if (r < 0) {
+                start_change_swap(c, vm);
+                return r;
+        }
+        if (c->definition)
+                vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", NULL);
+        if (c->ops_chosen)
+                vm_emit_changed(vm, "Backend", NULL);
+        return r;
 }
 
 /* It could not be stored, so it has not begun. */
 static void start_again_later(VM *vm) {
-        vm->rec.restart_count--;
         vm->rec.restart_at = now_realtime() + START_AGAIN_USEC;
         restart_arm(vm);
+        vm_emit_changed(vm, "RestartAtUSec", NULL);
 }
 
 /* A try that can't even begin counts as well. */
-static void start_by_itself_failed(VM *vm, const sd_bus_error *error) {
+static void start_by_itself_failed(VM *vm, unsigned count, const sd_bus_error *error) {
+        SWAP(count, vm->rec.restart_count);
         if (vm_transition(vm, TRANSITION_START, true, "%s", "") < 0) {
+                SWAP(count, vm->rec.restart_count);
                 start_again_later(vm);
                 return;
         }
@@ -195,21 +238,18 @@ static void start_by_itself_failed(VM *vm, const sd_bus_error *error) {
 }
 
 void vm_start_by_itself(VM *vm, unsigned count) {
+        _cleanup_(start_change_done) StartChange c = { .restart_count = count, .by_itself = true };
         _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
         int r;
 
-        vm->rec.restart_count = count;
-        vm->by_itself = true;
-        r = use_next_definition(vm, &error);
-        if (r >= 0)
-                r = use_backend(vm, &error);
+        r = start_change_fill(&c, vm, &error);
         if (r < 0) {
-                start_by_itself_failed(vm, &error);
+                start_by_itself_failed(vm, count, &error);
                 return;
         }
         r = FAULT_POINT("restart.begin", FAULT_FAILS, 0);
         if (r >= 0)
-                r = begin(vm, CALL_START, 0, NULL, NULL, start_begin, &error);
+                r = begin_start(vm, &c, 0, NULL, NULL, &error);
         if (r < 0) {
                 vm_log(vm, LOG_ERR, "can't be started now: %s", strempty(error.message));
                 start_again_later(vm);
@@ -217,6 +257,7 @@ void vm_start_by_itself(VM *vm, unsigned count) {
 }
 
 int vm_start(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
+        _cleanup_(start_change_done) StartChange c = {};
         VMAnswer answer;
         int r;
 
@@ -226,20 +267,13 @@ int vm_start(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *err
         if (answer == ANSWER_JOIN)
                 return join(vm, cb, userdata, error);
 
-        r = use_next_definition(vm, error);
-        if (r < 0)
-                return r;
-        r = use_backend(vm, error);
-        if (r < 0)
-                return r;
-        vm->by_itself = false;
-        vm->rec.restart_count = 0;
-        return begin(vm, CALL_START, caller, cb, userdata, start_begin, error);
+        r = start_change_fill(&c, vm, error);
+        return r < 0 ? r : begin_start(vm, &c, caller, cb, userdata, error);
 }
 
 /* Stop, Kill */
 
-static int overtake(VM *vm) {
+void vm_overtake(VM *vm) {
         _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
 
         call_end(vm, VMUNIT_ERROR_CANCELED, "another operation has overtaken it");
@@ -248,15 +282,10 @@ static int overtake(VM *vm) {
                 sd_bus_error_setf(&e, VMUNIT_ERROR_CANCELED, "%s: another operation has overtaken it", vm->rec.name);
                 job_finish(vm->job, &e, true);
         }
-        return 0;
 }
 
 static int to_stopped(VM *vm, bool keep_intent) {
         return vm_transition(vm, TRANSITION_STOPPED, keep_intent ? INTENT_KEEP : false, "%s", "");
-}
-
-static int begin_default_stop(VM *vm) {
-        return stop_begin(vm, vm->stop_timeout_usec);
 }
 
 int vm_stop(VM *vm, uid_t caller, uint64_t timeout_usec, bool keep_intent, done_cb cb, void *userdata, sd_bus_error *error) {
@@ -278,12 +307,8 @@ int vm_stop(VM *vm, uid_t caller, uint64_t timeout_usec, bool keep_intent, done_
                 return join(vm, cb, userdata, error);
         }
 
-        overtake(vm);
-        r = vm_transition(vm, TRANSITION_STOP, keep_intent ? INTENT_KEEP : false, "%s", "");
-        if (r < 0)
-                return write_error(r, error);
-        vm->stop_timeout_usec = timeout_usec;
-        return begin(vm, CALL_STOP, caller, cb, userdata, begin_default_stop, error);
+        r = stop_begin(vm, CALL_STOP, caller, timeout_usec, keep_intent ? INTENT_KEEP : false, cb, userdata);
+        return r < 0 ? write_error(r, error) : r;
 }
 
 int vm_kill(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *error) {
@@ -307,13 +332,8 @@ int vm_kill(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *erro
         if (vm->job && vm->job->call == CALL_KILL)
                 return join(vm, cb, userdata, error);
 
-        overtake(vm);
-        if (vm->rec.state != VM_STOPPING || relaunch_pending(vm)) {
-                r = vm_transition(vm, TRANSITION_STOP, false, "%s", "");
-                if (r < 0)
-                        return write_error(r, error);
-        }
-        return begin(vm, CALL_KILL, caller, cb, userdata, kill_begin, error);
+        r = stop_begin(vm, CALL_KILL, caller, 0, false, cb, userdata);
+        return r < 0 ? write_error(r, error) : r;
 }
 
 /* Pause, Resume, Reset, Reboot */
@@ -365,7 +385,7 @@ int vm_remove(VM *vm, uid_t caller, bool force, sd_bus_error *error) {
                 (void) start_cancel(vm, CALL_REMOVE_FORCE, false, NULL, NULL); /* its end goes on with the removal */
                 return 0;
         }
-        overtake(vm);
+        vm_overtake(vm);
         vm->stop = stop_free(vm->stop);
         return remove_begin(vm);
 }

@@ -100,15 +100,15 @@ uint64_t restart_delay(uint64_t first, uint64_t max, unsigned count, uint32_t ra
 /* vm-ops.c: a start that nobody waits for; count: the tries, this one included */
 void vm_start_by_itself(VM *vm, unsigned count);
 
-/* stop.c: Stop and Kill; the VM's job is there already */
-int stop_begin(VM *vm, uint64_t timeout_usec);
-int kill_begin(VM *vm);
+/* stop.c: Stop and Kill of what lives, or goes on to be stopped. >0: under way; an error: nothing has changed. */
+int stop_begin(VM *vm, VMCall call, uid_t caller, uint64_t timeout_usec, int intent, done_cb cb, void *userdata);
 /* A second Stop joined: the shorter time-out wins. */
 void stop_shorten(VM *vm, uint64_t timeout_usec);
 void stop_run_gone(VM *vm);
 /* The VMM's API answers now. */
 void stop_connected(VM *vm);
 Stop *stop_free(Stop *s);
+DEFINE_TRIVIAL_CLEANUP_FUNC(Stop *, stop_free);
 
 /* call.c: operations that are one call to the VMM */
 int call_begin(VM *vm);
@@ -124,5 +124,7 @@ void remove_run_gone(VM *vm);
 /* Remove was called again: a removal that is blocked is tried now. */
 int remove_retry(VM *vm);
 
-/* vm-ops.c: 0, or refused with error set */
+/* vm-ops.c: what is under way is canceled, for another operation begins. */
+void vm_overtake(VM *vm);
+/* 0, or refused with error set */
 int vm_check_call(VM *vm, VMCall call, sd_bus_error *error);

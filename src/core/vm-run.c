@@ -478,7 +478,7 @@ static void start_interrupted(VM *vm) {
                 (void) restart_plan_start(vm, now_realtime() + c->restart_usec, vm->rec.restart_count);
 }
 
-static void found_alive(VM *vm) {
+static int found_alive(VM *vm) {
         vm_log(vm, LOG_INFO, "found again, PID %d", (int) vm->run->pid);
         if (!vm->ops) { /* the database was older than this run */
                 vm->ops = vmm_ops(backend_from_string(vm->run->backend));
@@ -486,7 +486,7 @@ static void found_alive(VM *vm) {
         }
         if (!vm->ops) {
                 run_kill(vm->run);
-                return;
+                return 0;
         }
         if (vm->run->helper_dead)
                 run_kill(vm->run); /* as when its parent dies before our eyes */
@@ -497,18 +497,15 @@ static void found_alive(VM *vm) {
                 run_kill(vm->run); /* before it is written that nothing runs */
                 start_interrupted(vm);
                 break;
-        case VM_STOPPING: {
-                Job *j;
-
-                if (relaunch_pending(vm))
-                        run_kill(vm->run);
-                else if (job_new(vm, CALL_STOP, 0, &j) >= 0)
-                        (void) stop_begin(vm, VM_STOP_TIMEOUT_DEFAULT);
+        case VM_STOPPING:
+                if (!relaunch_pending(vm))
+                        return stop_begin(vm, CALL_STOP, 0, VM_STOP_TIMEOUT_DEFAULT, INTENT_KEEP, NULL, NULL);
+                run_kill(vm->run);
                 break;
-        }
         default:
                 break;
         }
+        return 0;
 }
 
 static void found_exit(VM *vm) {
@@ -573,10 +570,13 @@ int vm_take_over(VM *vm) {
                 return 0;
         }
         (void) FAULT_POINT("takeover.found", FAULT_VMM, vm_leader_pid(vm));
-        if (r >= 0)
-                found_alive(vm);
-        else
+        if (r < 0)
                 found_dead(vm);
+        else {
+                r = found_alive(vm);
+                if (r < 0)
+                        return r;
+        }
         (void) FAULT_POINT("takeover.after", FAULT_VMM, vm_leader_pid(vm));
         return 0;
 }

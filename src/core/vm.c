@@ -40,8 +40,8 @@ VM *vm_free(VM *vm) {
                 sd_bus_error e = SD_BUS_ERROR_MAKE_CONST(VMUNIT_ERROR_CANCELED, "vmunitd ends; the VM's state tells what became of it");
 
                 waiters_tell(&vm->job->waiters, &e);
+                job_free(vm->job);
         }
-        free(vm->job);
         vm_record_done(&vm->rec);
         definition_free(vm->definition);
         definition_free(vm->update);

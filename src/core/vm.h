@@ -44,7 +44,6 @@ struct VM {
 
         sd_event_source *retry;         /* of a removal that is blocked */
         uint64_t retry_usec;
-        uint64_t stop_timeout_usec;     /* of a stop that begins */
         Definition *update;             /* what an update under way will make of the definition */
         char *update_next;              /* … and of the one for the next start */
         SystemdCall *update_call;

@@ -231,6 +231,33 @@ def op_stop(c):
     return c.expect("Stopped", error=False)
 
 
+def op_refused(c):
+    """A Stop, or a Kill, that can't begin: nothing has changed, nobody has heard of a job."""
+    c.create(start=True)
+    before, mark = c.vm.properties(), len(signals)
+    c.fire(c.vm.kill_async if sum(c.action.encode()) % 2 else c.vm.stop_async)
+    c.expect("Running", error=True)
+    if c.action != "kill-daemon":
+        assert c.vm.properties() == before and not signals[mark:], signals[mark:]
+
+
+def op_start_next(c):
+    """A start that can't be stored leaves what was stored for the next one where it is."""
+    c.create(start=True)
+    c.vm.update({"labels": {"next": "yes"}}, next_start=True)
+    c.vm.kill()
+    before, mark = c.vm.properties(), len(signals)
+    c.fire(c.vm.start_async)
+    if c.action == "kill-daemon":
+        return c.expect("Stopped")
+    c.expect("Stopped", error=True)
+    assert c.vm.properties() == before and not signals[mark:], (c.vm.properties(), signals[mark:])
+    c.vm.start()
+    assert c.vm.Labels == {"next": "yes"}
+    known.add(c.vm)
+    return c.expect("Running")
+
+
 def op_kill(c):
     c.create(start=True)
     c.fire(c.vm.kill_async)
@@ -464,7 +491,7 @@ def op_host_reboot(c):
 OPERATIONS = [
     ("start.*", op_start), ("job.number", op_start), ("commit.start.*", op_start), ("commit.started.*", op_start),
     ("create.*", op_create),
-    ("stop.kill", op_kill), ("commit.killed.*", op_kill),
+    ("stop.begin", op_refused), ("stop.kill", op_kill), ("commit.killed.*", op_kill),
     ("stop.*", op_stop), ("commit.stop.*", op_stop), ("commit.stopped.*", op_stop), ("commit.stop-forced.*", op_stop),
     ("exit.*", op_stop), ("run.gone", op_stop),
     ("commit.stop-failed.*", op_stop_failed), ("commit.found-*", op_found),
@@ -478,12 +505,12 @@ OPERATIONS = [
     ("boot.*", op_boot), ("takeover.*", op_takeover), ("commit.host-reboot.*", op_host_reboot),
 ]
 # Points that a second way leads to
-MORE = [("commit.start-failed.*", op_start_twice), ("exit.*", op_crash), ("run.gone", op_crash)]
+MORE = [("job.number", op_refused), ("job.number", op_start_next), ("commit.start.before", op_start_next), ("commit.start-failed.*", op_start_twice), ("exit.*", op_crash), ("run.gone", op_crash)]
 # What always runs, beside the day's part
 FIXED = ("start.scope.waiting kill-daemon", "start.fork.after kill-vmm", "start.usage ENOSPC", "start.go kill-daemon",
          "start.exec.after kill-daemon", "start.launch.after EIO", "start.connect.before hang", "start.clear.after hang",
          "commit.start.after kill-daemon", "commit.started.before kill-daemon", "commit.started.after kill-daemon",
-         "commit.started.before ENOSPC", "stop.button hang", "stop.kill hang", "commit.stop.after kill-daemon",
+         "commit.started.before ENOSPC", "stop.button hang", "stop.begin EIO", "stop.kill hang", "commit.stop.after kill-daemon",
          "commit.vmm-crashed.before kill-daemon", "call.Pause.after kill-daemon", "call.Reboot.before hang", "update.written kill-daemon",
          "commit.remove.after kill-daemon", "remove.files EIO", "remove.record-gone kill-daemon", "restart.due kill-daemon",
          "boot.planned kill-daemon", "takeover.found kill-vmm", "takeover.after kill-daemon", "commit.found-running.before kill-vmm")
