@@ -180,7 +180,7 @@ static int method_get_stats(sd_bus_message *m, void *userdata, sd_bus_error *err
         return wire_error(error, r);
 }
 
-static void console_done(void *userdata, const sd_bus_error *error, int fd) {
+static void stream_done(void *userdata, const sd_bus_error *error, int fd) {
         _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = userdata;
         _cleanup_close_ int owned = fd;
 
@@ -196,7 +196,7 @@ static int method_open_console(sd_bus_message *m, void *userdata, sd_bus_error *
         r = OPTIONS_NONE(m, error);
         if (r < 0)
                 return r;
-        r = vm_open_console(userdata, console_done, sd_bus_message_ref(m), error);
+        r = vm_open_console(userdata, stream_done, sd_bus_message_ref(m), error);
         if (r >= 0)
                 return 1;
         sd_bus_message_unref(m);
@@ -251,7 +251,11 @@ static int method_open_vsock(sd_bus_message *m, void *userdata, sd_bus_error *er
         r = OPTIONS_NONE(m, error);
         if (r < 0)
                 return r;
-        return sd_bus_error_set(error, VMUNIT_ERROR_NOT_SUPPORTED, "vsock: VMs have no vsock device yet");
+        r = vm_open_vsock(userdata, port, stream_done, sd_bus_message_ref(m), error);
+        if (r >= 0)
+                return 1;
+        sd_bus_message_unref(m);
+        return wire_error(error, r);
 }
 
 #define PROPERTY_GETTER(name)                                                                                   \
@@ -310,7 +314,7 @@ PROPERTY_GETTER(leader_pid) {
 
 /* No back end has a vsock device yet. */
 PROPERTY_GETTER(vsock_cid) {
-        return sd_bus_message_append(reply, "u", UINT32_C(0));
+        return sd_bus_message_append(reply, "u", vm_vsock_cid(userdata));
 }
 
 PROPERTY_GETTER(exit_known) {

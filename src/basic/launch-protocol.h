@@ -7,11 +7,11 @@
  * fixed structs of the same machine, checked on both sides. */
 
 #define LAUNCH_SOCKET "/run/vmunit-launch.sock"
-#define LAUNCH_MAGIC UINT32_C(0x766d7531) /* "vmu1"; changes with the format */
+#define LAUNCH_MAGIC UINT32_C(0x766d7532) /* "vmu2"; changes with the format */
 #define LAUNCH_MESSAGE_MAX (160U * 1024U)
 #define LAUNCH_HEAD_MAX 108U /* a disk image's header */
 
-typedef enum LaunchType { LAUNCH_OPEN = 1, LAUNCH_START, LAUNCH_PROBE } LaunchType;
+typedef enum LaunchType { LAUNCH_OPEN = 1, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK } LaunchType;
 
 typedef struct LaunchHeader {
         uint32_t magic, type;
@@ -79,3 +79,15 @@ typedef struct ProbeReply {
         char path[512];
         char version[256];      /* first line of what --version printed, control characters replaced */
 } ProbeReply;
+
+/* VSOCK: a connection to a guest by vhost-vsock(4). Answer: VSockReply and, on success, the fd. */
+typedef struct VSockRequest {
+        LaunchHeader header;
+        uint32_t cid, port;     /* a guest's: the host's own are refused */
+} VSockRequest;
+
+typedef struct VSockReply {
+        LaunchHeader header;
+        int32_t error;          /* as of connect(2): -ECONNRESET, nobody listens; -ENODEV, no such guest; -ETIMEDOUT */
+        uint32_t reserved;
+} VSockReply;

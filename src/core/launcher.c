@@ -12,6 +12,7 @@ struct LaunchCall {
                 launch_open_cb open;
                 launch_start_cb start;
                 launch_probe_cb probe;
+                launch_vsock_cb vsock;
         } cb;
         void *userdata;
 };
@@ -95,6 +96,15 @@ static void on_probe(LaunchCall *c, int error, const void *data, size_t size, in
                 c->cb.probe(c->userdata, error, NULL);
 }
 
+static void on_vsock(LaunchCall *c, int error, const void *data, size_t size, int *fds, size_t n_fds) {
+        if (error == 0)
+                error = check_answer(c->type, data, size, sizeof(VSockReply),
+                                     answer_error(data, size, offsetof(VSockReply, error)), true, n_fds);
+        if (error < 0)
+                close_many(fds, n_fds);
+        c->cb.vsock(c->userdata, error, error < 0 ? -EBADF : fds[0]);
+}
+
 static void on_packet(void *userdata, int error, const void *data, size_t size, int *fds, size_t n_fds) {
         LaunchCall *c = userdata;
 
@@ -107,6 +117,9 @@ static void on_packet(void *userdata, int error, const void *data, size_t size, 
                 break;
         case LAUNCH_PROBE:
                 on_probe(c, error, data, size, fds, n_fds);
+                break;
+        case LAUNCH_VSOCK:
+                on_vsock(c, error, data, size, fds, n_fds);
                 break;
         }
 }
@@ -200,4 +213,12 @@ int launch_probe(sd_event *e, Program program, bool want_version, uint64_t timeo
 
         return launch_call_new(e, LAUNCH_PROBE, &q.header, sizeof(q), NULL, 0, timeout_usec,
                                &(LaunchCall) { .cb.probe = cb, .userdata = userdata }, ret);
+}
+
+int launch_vsock(sd_event *e, uint32_t cid, uint32_t port, uint64_t timeout_usec, launch_vsock_cb cb, void *userdata,
+                 LaunchCall **ret) {
+        VSockRequest q = { .cid = cid, .port = port };
+
+        return launch_call_new(e, LAUNCH_VSOCK, &q.header, sizeof(q), NULL, 0, timeout_usec,
+                               &(LaunchCall) { .cb.vsock = cb, .userdata = userdata }, ret);
 }

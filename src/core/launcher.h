@@ -34,5 +34,10 @@ typedef void (*launch_probe_cb)(void *userdata, int error, const ProbeReply *rep
 int launch_probe(sd_event *e, Program program, bool want_version, uint64_t timeout_usec, launch_probe_cb cb,
                  void *userdata, LaunchCall **ret);
 
+/* fd (or -EBADF) belongs to the callback. */
+typedef void (*launch_vsock_cb)(void *userdata, int error, int fd);
+int launch_vsock(sd_event *e, uint32_t cid, uint32_t port, uint64_t timeout_usec, launch_vsock_cb cb, void *userdata,
+                 LaunchCall **ret);
+
 /* For tests: another socket than LAUNCH_SOCKET; NULL sets it back. */
 void launch_set_socket(const char *path);

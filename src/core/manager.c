@@ -192,8 +192,10 @@ void manager_set_probed(Manager *m, Backend b, int error, const ProbeReply *repl
         const char *reason = probe_problem(error);
         int r;
 
-        if (error >= 0)
+        if (error >= 0) {
                 m->kvm = reply->kvm_error == 0;
+                m->no_vhost_vsock = reply->vhost_vsock_error < 0;
+        }
         r = set_info(i, error >= 0, reason, error >= 0 ? reply : NULL);
         if (r < 0)
                 log_warning_errno(r, "Can't remember what a probe said");
@@ -262,6 +264,17 @@ static void manager_probe(Manager *m) {
         check_ready(m);
 }
 
+/* What the definition asks of the back end, and of this host by way of it */
+static int check(const Manager *m, const VMMOps *ops, const Definition *d, sd_bus_error *error) {
+        if (ops->backend == BACKEND_QEMU && d->vsock && m->no_vhost_vsock) {
+                (void) sd_bus_error_set(error, VMUNIT_ERROR_NOT_SUPPORTED,
+                                        "vsock: QEMU needs /dev/vhost-vsock, which can't be opened here; try modprobe vhost_vsock, "
+                                        "or another back end");
+                return -EOPNOTSUPP;
+        }
+        return ops->check(d, error);
+}
+
 int manager_check_definition(Manager *m, const Definition *d, sd_bus_error *error) {
         _cleanup_(sd_bus_error_free) sd_bus_error first = SD_BUS_ERROR_NULL;
         const VMMOps *ops;
@@ -273,7 +286,7 @@ int manager_check_definition(Manager *m, const Definition *d, sd_bus_error *erro
                         return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED,
                                                  "backend: this vmunitd has no support for %s; use \"qemu\" or \"auto\"",
                                                  backend_to_string(d->backend));
-                return ops->check(d, error);
+                return check(m, ops, d, error);
         }
 
         for (Backend b = 0; b < _BACKEND_MAX; b++) {
@@ -282,7 +295,7 @@ int manager_check_definition(Manager *m, const Definition *d, sd_bus_error *erro
                 ops = vmm_ops(b);
                 if (!ops)
                         continue;
-                r = ops->check(d, &e);
+                r = check(m, ops, d, &e);
                 if (r >= 0)
                         return 0;
                 result = r;
@@ -300,7 +313,7 @@ static const VMMOps *first_usable(Manager *m, const Definition *d) {
                 Backend b = backend_from_string(*name);
                 const VMMOps *ops = (int) b >= 0 ? vmm_ops(b) : NULL;
 
-                if (ops && m->backends[b].usable && ops->check(d, NULL) >= 0)
+                if (ops && m->backends[b].usable && check(m, ops, d, NULL) >= 0)
                         return ops;
         }
         return NULL;
@@ -374,7 +387,7 @@ static int fill_record(VMRecord *rec, const char *name, const Definition *d, con
         return definition_format(d, &rec->definition);
 }
 
-static int insert_record(Manager *m, const VMRecord *rec, uint64_t *ret_id) {
+static int insert_record(Manager *m, VMRecord *rec, uint64_t *ret_id) {
         Event ev = { .usec = rec->created, .vm_id = rec->id, .vm_name = rec->name, .type = "created", .message = "It was created" };
         int r;
 

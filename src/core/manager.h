@@ -43,6 +43,7 @@ struct Manager {
         BackendInfo backends[_BACKEND_MAX];
         LaunchCall *probes[_BACKEND_MAX];
         bool kvm;                       /* /dev/kvm can be opened */
+        bool no_vhost_vsock;            /* /dev/vhost-vsock can't */
         void (*ready)(void *userdata);  /* until it was told */
         void *ready_userdata;
         bool starts_nothing;            /* by itself: it is there to stop all */

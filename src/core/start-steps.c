@@ -129,6 +129,7 @@ static int make_plan(Start *s) {
                 .id = vm->rec.id,
                 .run_dir = vm->run_dir,
                 .version = strempty(vm->manager->backends[vm->ops->backend].version),
+                .cid = vm_vsock_cid(vm),
                 .kvm = s->kvm,
         };
 

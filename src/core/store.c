@@ -251,7 +251,7 @@ int store_end(Store *s, int r) {
         return r;
 }
 
-int store_insert_vm(Store *s, const VMRecord *r) {
+int store_insert_vm(Store *s, VMRecord *r) {
         int k;
 
         k = store_write(s, STATEMENT_INSERT_VM, NULL, "ssiisisssiisiiiii", r->id, r->name, (int64_t) r->created,
@@ -261,6 +261,7 @@ int store_insert_vm(Store *s, const VMRecord *r) {
                         (int64_t) r->restart_count, (int64_t) r->restart_at);
         if (k < 0)
                 return k;
+        r->seq = (uint64_t) sqlite3_last_insert_rowid(s->db);
         return store_write(s, STATEMENT_INSERT_DEFINITION, NULL, "sss", r->id, r->definition, r->next_definition);
 }
 
@@ -339,6 +340,7 @@ static int read_record(sqlite3_stmt *st, VMRecord *ret) {
         c.exit_signal = sqlite3_column_int(st, 16);
         c.restart_count = sqlite3_column_int64(st, 17);
         c.restart_at = sqlite3_column_int64(st, 18);
+        c.seq = (uint64_t) sqlite3_column_int64(st, 19);
 
         *ret = c;
         c = (VMRecord) {};
@@ -352,7 +354,7 @@ int store_foreach_vm(Store *s, int (*cb)(VMRecord *r, void *userdata), void *use
         /* LEFT: a VM whose definition is missing is an error, not a VM less */
         r = store_walk_new(s, "SELECT id, name, owner, text, next_text, backend, intent, state, reason, message, "
                               "state_since, created, started, boot_id, exit_known, exit_code, exit_signal, "
-                              "restart_count, restart_at FROM vm LEFT JOIN definition ON vm_id = id ORDER BY seq",
+                              "restart_count, restart_at, seq FROM vm LEFT JOIN definition ON vm_id = id ORDER BY seq",
                            &st, "");
         if (r < 0)
                 return r;

@@ -24,6 +24,7 @@ VMState vm_state_from_string(const char *s);
 
 /* All that is known for good of one VM; strings are owned by the record. */
 typedef struct VMRecord {
+        uint64_t seq;           /* counts the VMs there ever were, from 1; set by store_insert_vm() */
         char id[37];            /* a UUID in its text form, lower case */
         char *name;
         uid_t owner;
@@ -84,7 +85,7 @@ void store_rollback(Store *s);
 int store_end(Store *s, int r);
 
 /* -EEXIST: the name (or id) is taken. */
-int store_insert_vm(Store *s, const VMRecord *r);
+int store_insert_vm(Store *s, VMRecord *r);
 /* All but id, name and created. These two: -ENOENT if there is no such VM. */
 int store_update_vm(Store *s, const VMRecord *r);
 int store_delete_vm(Store *s, const char *id);

@@ -78,7 +78,7 @@ static int adopt(VM *vm, Definition *d, const char *next_json, const VMMOps *ops
         (void) definition_hash(d, vm->definition_hash);
         if (vm->rec.restart_at > 0 && d->restart_policy == RESTART_NO)
                 (void) restart_cancel(vm, false);
-        vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", "Backend", NULL);
+        vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", "VSockCID", "Backend", NULL);
         vm_add_event(vm, "updated", NULL, "Its definition was changed");
         return 0;
 }

@@ -213,7 +213,7 @@ static int begin_start(VM *vm, StartChange *c, uid_t caller, done_cb cb, void *u
                 return r;
         }
         if (c->definition)
-                vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", NULL);
+                vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", "VSockCID", NULL);
         if (c->ops_chosen)
                 vm_emit_changed(vm, "Backend", NULL);
         return r;

@@ -86,6 +86,12 @@ int vm_get_stats(VM *vm, stats_cb cb, void *userdata, sd_bus_error *error);
 typedef void (*console_cb)(void *userdata, const sd_bus_error *error, int fd);
 int vm_open_console(VM *vm, console_cb cb, void *userdata, sd_bus_error *error);
 
+/* Its number as the guest's vsock address, 0: it has none. */
+uint32_t vm_vsock_cid(const VM *vm);
+/* A stream to a port in the guest; the callback owns fd. */
+typedef void (*vsock_cb)(void *userdata, const sd_bus_error *error, int fd);
+int vm_open_vsock(VM *vm, uint32_t port, vsock_cb cb, void *userdata, sd_bus_error *error);
+
 /* The newest bytes of the serial port's log, of this run or the last. The caller frees. */
 int vm_get_console_log(VM *vm, uint64_t max, char **ret, size_t *ret_size);
 /* What the VMM wrote on its standard error last: valid UTF-8, control characters escaped, at most 4 KiB. */

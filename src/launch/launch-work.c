@@ -2,6 +2,8 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <linux/vm_sockets.h>
 
 #include "basic/fd-util.h"
 #include "basic/open-util.h"
@@ -78,4 +80,27 @@ void probe_run(int sock, const Request *r, const Config *config) {
         reply.kvm_error = try_device("/dev/kvm");
         reply.vhost_vsock_error = try_device("/dev/vhost-vsock");
         (void) send_with_fds(sock, &reply, sizeof(reply), NULL, 0);
+}
+
+static int vsock_connect(const Request *r) {
+        const VSockRequest *q = (const VSockRequest *) r->header;
+        _cleanup_close_ int fd = -EBADF;
+
+        if (r->n_fds > 0 || r->size != sizeof(*q) || q->cid <= VMADDR_CID_HOST || q->cid == VMADDR_CID_ANY)
+                return -EINVAL;
+        fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (fd < 0)
+                return -errno;
+        struct sockaddr_vm address = { .svm_family = AF_VSOCK, .svm_cid = q->cid, .svm_port = q->port };
+        if (connect(fd, (struct sockaddr *) &address, sizeof(address)) < 0)
+                return -errno;
+        return TAKE_FD(fd);
+}
+
+void vsock_run(int sock, const Request *r) {
+        VSockReply reply = { .header = { .magic = LAUNCH_MAGIC, .type = LAUNCH_VSOCK, .size = sizeof(reply) } };
+        _cleanup_close_ int fd = vsock_connect(r);
+
+        reply.error = MIN(fd, 0);
+        (void) send_with_fds(sock, &reply, sizeof(reply), &fd, fd >= 0);
 }

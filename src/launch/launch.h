@@ -12,9 +12,10 @@ typedef struct Request {
         int refused;            /* OPEN: the error to answer at once */
 } Request;
 
-/* Two requests may wait for a file system or a program: a child does them and answers by itself. */
+/* These may wait for a file system, a program or a guest: a child does them and answers by itself. */
 void open_run(int sock, const Request *r);
 void probe_run(int sock, const Request *r, const Config *config);
+void vsock_run(int sock, const Request *r);
 
 /* Checks all, forks the helper, answers. Gives the helper's pid, or a negative errno, which it has answered, too. */
 pid_t start_run(int sock, const Request *r, const Config *config, const char *exec_path);

@@ -92,8 +92,10 @@ static void run_worker(Launcher *l, Connection *c, const Request *r, pid_t paren
                 return;
         if (c->type == LAUNCH_OPEN)
                 open_run(3, r);
-        else
+        else if (c->type == LAUNCH_PROBE)
                 probe_run(3, r, l->config);
+        else
+                vsock_run(3, r);
 }
 
 static int fork_worker(Launcher *l, Connection *c, const Request *r) {
@@ -133,6 +135,7 @@ static int dispatch(Launcher *l, Connection *c, Request *r) {
                 r->refused = count_hung(l, c->uid) < HUNG_MAX ? 0 : -EBUSY;
                 return fork_worker(l, c, r);
         case LAUNCH_PROBE:
+        case LAUNCH_VSOCK:
                 return fork_worker(l, c, r);
         case LAUNCH_START:
                 pid = start_run(c->fd, r, l->config, l->exec_path);

@@ -25,7 +25,7 @@ typedef struct Context {
 } Context;
 
 static size_t n_devices(const Definition *d) {
-        return d->n_disks + d->n_networks;
+        return d->n_disks + d->n_networks + d->vsock;
 }
 
 static bool is_firmware(const Definition *d, const char *name) {
@@ -37,10 +37,8 @@ int qemu_check(const Definition *d, sd_bus_error *error) {
                 return vmm_refuse(error, "cpus: QEMU runs at most %u", CPUS_MAX);
         if (d->n_filesystems > 0)
                 return vmm_refuse(error, "filesystems: not supported yet");
-        if (d->vsock)
-                return vmm_refuse(error, "vsock: not supported yet");
         if (n_devices(d) > PCI_SLOTS_MAX)
-                return vmm_refuse(error, "%s: QEMU takes at most %u disks and networks in all",
+                return vmm_refuse(error, "%s: QEMU takes at most %u disks, networks and a vsock in all",
                         d->n_disks >= d->n_networks ? "disks" : "networks", PCI_SLOTS_MAX);
 
         for (size_t i = 0; i < d->n_networks; i++)
@@ -342,6 +340,10 @@ static int add_network(Context *c, const Network *n) {
         return add_json(c, "-device", o);
 }
 
+static int add_vsock(Context *c) {
+        return addf(c, "-device", "vhost-vsock-%s,guest-cid=%" PRIu32, c->microvm ? "device" : "pci", c->params->cid);
+}
+
 /* Devices get no addresses: both machines give them out in the order in which Linux finds them, though microvm does so from
  * its last slot down. */
 static int fill(Context *c) {
@@ -355,6 +357,8 @@ static int fill(Context *c) {
                 r = add_disk(c, i);
         for (size_t i = 0; r >= 0 && i < c->definition->n_networks; i++)
                 r = add_network(c, c->definition->networks + i);
+        if (r >= 0 && c->definition->vsock)
+                r = add_vsock(c);
         return r;
 }
 

@@ -21,6 +21,7 @@ typedef enum LaunchFdType {
 } LaunchFdType;
 
 #define VMM_EVENTS "events"     /* in the VM's directory below /run */
+#define VMM_VSOCK "vsock"       /* there too: where a VMM that has its own kind of vsock listens */
 
 typedef struct LaunchFd {
         LaunchFdType type;

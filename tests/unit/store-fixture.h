@@ -81,7 +81,7 @@ static inline VMRecord record(unsigned n) {
 }
 
 static inline int insert(Store *s, unsigned n) {
-        const VMRecord r = record(n);
+        VMRecord r = record(n);
         int k;
 
         k = store_begin(s);
@@ -97,7 +97,7 @@ static inline int insert(Store *s, unsigned n) {
 
 /* VM, event and interval of number n in one transaction; VM n - 50 goes. */
 static inline int transition(Store *s, unsigned n) {
-        const VMRecord r = record(n);
+        VMRecord r = record(n);
         const Event ev = { .usec = n, .vm_id = r.id, .vm_name = r.name, .type = "created", .message = "Created." };
         int k;
 

@@ -203,6 +203,32 @@ static pid_t start_hanging(Got *g) {
         return hung_pid();
 }
 
+static void on_vsock(void *userdata, int error, int fd) {
+        Got *g = userdata;
+
+        g->fd = fd;
+        finish(g, error);
+}
+
+static int try_vsock(uint32_t cid, Got *g) {
+        *g = (Got) { .fd = -EBADF };
+        must(launch_vsock(loop, cid, 1024, PATIENCE, on_vsock, g, &g->call) == 0);
+        run_until(&g->done, 1);
+        launch_call_free(g->call);
+        return g->error;
+}
+
+/* No guest can be had here, so a connection that is made is seen elsewhere. */
+static void test_vsock(void) {
+        Got g;
+
+        for (uint32_t cid = 0; cid < 3; cid++)
+                is_int(try_vsock(cid, &g), -EINVAL, "vsock: %u is no guest's number", cid);
+        is_int(try_vsock(UINT32_MAX, &g), -EINVAL, "vsock: nor is the one that means any");
+        ok(try_vsock(UINT32_MAX - 1, &g) < 0 && g.error != -EINVAL && g.fd == -EBADF, "vsock: a guest that is not there: %s",
+           strerror(-g.error));
+}
+
 static unsigned n_opened, n_refused;
 
 static void on_open_of_many(void *userdata, int error, int fd, const OpenReply *reply) {
@@ -424,6 +450,7 @@ int main(void) {
         test_probe();
         test_program();
         test_cancel();
+        test_vsock();
         test_many();
         test_hang();
         (void) try_open_as(bed_path("warm"), 0, 0, &g);

@@ -36,6 +36,7 @@ static char *plan_text(const Definition *d, bool nested) {
                 .definition = d,
                 .name = "web-1.example",
                 .id = "6e1b1d5c-0d0f-4b5e-9a53-2a5c7f0f3a11",
+                .cid = d->vsock ? 65540 : 0,
                 .kvm = d->accel == ACCEL_KVM,
         };
 
@@ -97,7 +98,7 @@ static void test_refusals(void) {
         expect_refusal(&d, "filesystems: ");
         d = good;
         d.vsock = true;
-        expect_refusal(&d, "vsock: ");
+        expect_refusal(&d, "disks: "); /* a vsock is a device, too */
         d = good;
         d.n_disks = 27;
         d.n_networks = 2;

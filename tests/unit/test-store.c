@@ -181,6 +181,7 @@ static void test_vms(void) {
         r = record(1);
         is_int(store_delete_vm(s, r.id), 0, "deleted");
         is_int(store_insert_vm(s, &r), 0, "the name is free again, in the same transaction");
+        ok(r.seq > 3, "… its number is not");
         check(store_commit(s) == 0);
         last = last_vm(s);
         is_str(last.name, "vm1", "in the order of creation");

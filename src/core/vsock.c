@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "basic/fd-util.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "core/vm-private.h"
+
+/* OpenVSock: a connection to a port in the guest, by the kernel (QEMU) or by the VMM's own UNIX socket, where one line asks for the
+ * port and one line answers. */
+
+#define VSOCK_TIMEOUT_USEC (5 * USEC_PER_SEC)
+#define ANSWER_MAX 32U /* "OK 1073741824\n" */
+
+/* Numbers below are left to others on this host, who begin at 3. No number is handed out twice. */
+#define CID_FIRST UINT64_C(0x10000)
+#define CID_LAST UINT64_C(0xfffffffe)
+
+typedef struct VSockCall {
+        vsock_cb cb;
+        void *userdata;
+        char name[64];
+        uint32_t port;
+        LaunchCall *launch;
+        int fd;
+        sd_event_source *io, *deadline;
+        char answer[ANSWER_MAX];
+        size_t n_answer;
+} VSockCall;
+
+uint32_t vm_vsock_cid(const VM *vm) {
+        uint64_t cid = CID_FIRST - 1 + vm->rec.seq;
+
+        return vm->definition->vsock && cid <= CID_LAST ? (uint32_t) cid : 0;
+}
+
+static VSockCall *vsock_call_free(VSockCall *c) {
+        if (!c)
+                return NULL;
+        launch_call_free(c->launch);
+        sd_event_source_disable_unref(c->io);
+        sd_event_source_disable_unref(c->deadline);
+        safe_close(c->fd);
+        free(c);
+        return NULL;
+}
+
+static void vsock_finish(VSockCall *c, int error, int fd) {
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+
+        if (error == -ECONNRESET || error == -ECONNREFUSED)
+                sd_bus_error_setf(&e, VMUNIT_ERROR_BACKEND_FAILED, "%s: no such port: nobody listens on vsock port %u in its guest",
+                                  c->name, c->port);
+        else if (error == -ETIMEDOUT)
+                sd_bus_error_setf(&e, VMUNIT_ERROR_TIMEOUT, "%s: its guest does not answer on vsock port %u; it may not have booted yet",
+                                  c->name, c->port);
+        else if (error < 0)
+                sd_bus_error_setf(&e, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't connect to vsock port %u: %s", c->name, c->port,
+                                  strerror(-error));
+        c->cb(c->userdata, error < 0 ? &e : NULL, fd);
+        vsock_call_free(c);
+}
+
+static void on_launched(void *userdata, int error, int fd) {
+        vsock_finish(userdata, error, fd);
+}
+
+/* Byte by byte, for what follows the line is the guest's. -EAGAIN: not whole yet. */
+static int read_answer(VSockCall *c) {
+        while (c->n_answer == 0 || c->answer[c->n_answer - 1] != '\n') {
+                ssize_t n;
+
+                if (c->n_answer >= sizeof(c->answer))
+                        return -EBADMSG;
+                n = recv(c->fd, c->answer + c->n_answer, 1, MSG_DONTWAIT);
+                if (n < 0)
+                        return errno == EINTR ? -EAGAIN : -errno;
+                if (n == 0)
+                        return -ECONNREFUSED;
+                c->n_answer++;
+        }
+        return strncmp(c->answer, "OK ", 3) == 0 ? 0 : -EBADMSG;
+}
+
+static int on_answer(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
+        VSockCall *c = userdata;
+        int r;
+
+        r = read_answer(c);
+        if (r == -EAGAIN)
+                return 0;
+        c->io = sd_event_source_disable_unref(c->io);
+        vsock_finish(c, r, r < 0 ? -EBADF : TAKE_FD(c->fd));
+        return 0;
+}
+
+static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata) {
+        vsock_finish(userdata, -ETIMEDOUT, -EBADF);
+        return 0;
+}
+
+static int ask_vmm(VSockCall *c, const VM *vm) {
+        _cleanup_free_ char *path = strjoinf("%s/%s", vm->run_dir, VMM_VSOCK);
+        char line[32];
+        int n, r;
+
+        if (!path)
+                return -ENOMEM;
+        c->fd = unix_connect(path, SOCK_STREAM);
+        if (c->fd < 0)
+                return c->fd;
+        n = snprintf(line, sizeof(line), "CONNECT %u\n", c->port);
+        if (send(c->fd, line, (size_t) n, MSG_DONTWAIT | MSG_NOSIGNAL) != n)
+                return -EIO;
+
+        r = sd_event_add_time_relative(vm->manager->event, &c->deadline, CLOCK_MONOTONIC, VSOCK_TIMEOUT_USEC, 0, on_deadline, c);
+        if (r < 0)
+                return r;
+        return sd_event_add_io(vm->manager->event, &c->io, c->fd, EPOLLIN, on_answer, c);
+}
+
+static int begin(VSockCall *c, VM *vm) {
+        if (vm->ops->backend == BACKEND_QEMU)
+                return launch_vsock(vm->manager->event, vm_vsock_cid(vm), c->port, VSOCK_TIMEOUT_USEC, on_launched, c, &c->launch);
+        return ask_vmm(c, vm);
+}
+
+int vm_open_vsock(VM *vm, uint32_t port, vsock_cb cb, void *userdata, sd_bus_error *error) {
+        VSockCall *c;
+        int r;
+
+        if (!vm->definition->vsock)
+                return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED, "vsock: %s has no vsock; its definition can ask for one",
+                                         vm->rec.name);
+        if (!vm_is_alive(vm))
+                return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_RUNNING, "%s: it is not running", vm->rec.name);
+
+        c = new(VSockCall, 1);
+        if (!c)
+                return sd_bus_error_set_errno(error, -ENOMEM);
+        *c = (VSockCall) { .cb = cb, .userdata = userdata, .port = port, .fd = -EBADF };
+        (void) snprintf(c->name, sizeof(c->name), "%s", vm->rec.name);
+        r = begin(c, vm);
+        if (r < 0) {
+                vsock_call_free(c);
+                return sd_bus_error_setf(error, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't connect to its vsock: %s", vm->rec.name,
+                                         strerror(-r));
+        }
+        return 0;
+}
