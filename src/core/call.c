@@ -7,9 +7,11 @@
 #include "bus/error-names.h"
 #include "core/vm-private.h"
 
-/* Pause, Resume, Reset, Reboot: one call to the VMM each. A reboot waits for the guest as long as a stop would. */
+/* Pause, Resume, Reset, Reboot: one call to the VMM each. A reboot waits for the guest as long as a stop would. Where the VMM's API
+ * does not answer yet, for the daemon has just come back, say, they wait for it, and so does a Start of an Error whose VMM lives. */
 
 #define DEATH_SHOWS_USEC (500 * USEC_PER_MSEC)
+#define CONNECT_TIMEOUT_USEC (5 * USEC_PER_SEC)
 
 /* Ends the VM's job if it is such a call. */
 static void call_finish(VM *vm, const char *error_name, const char *message, bool canceled) {
@@ -17,6 +19,7 @@ static void call_finish(VM *vm, const char *error_name, const char *message, boo
         Job *j = vm->job;
 
         vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
+        vm->call_waits = false;
         if (error_name)
                 sd_bus_error_setf(&e, error_name, "%s: %s", vm->rec.name, message);
         job_finish(j, error_name ? &e : NULL, canceled);
@@ -32,9 +35,9 @@ static void cancel_reboot(VM *vm) {
 }
 
 void call_end(VM *vm, const char *error_name, const char *message) {
-        if (!is_call(vm->job))
+        if (!is_call(vm->job) && !vm->call_waits)
                 return;
-        if (vm->job->call == CALL_REBOOT)
+        if (vm->job->call == CALL_REBOOT && !vm->call_waits)
                 cancel_reboot(vm);
         call_finish(vm, error_name, message, streq(error_name, VMUNIT_ERROR_CANCELED));
 }
@@ -152,11 +155,64 @@ static int call_send(VM *vm) {
         }
 }
 
+static int on_connect_timeout(sd_event_source *source, uint64_t usec, void *userdata) {
+        call_finish(userdata, VMUNIT_ERROR_TIMEOUT, "its VMM lives but has not answered in time; try again later, or Kill it", false);
+        return 0;
+}
+
+static int call_wait(VM *vm) {
+        int r;
+
+        r = sd_event_add_time_relative(vm->manager->event, &vm->call_timer, CLOCK_MONOTONIC, CONNECT_TIMEOUT_USEC, 0,
+                                       on_connect_timeout, vm);
+        if (r < 0)
+                return r;
+        job_set_stage(vm->job, "connect", -1);
+        vm->call_waits = true;
+        if (!vm->vmm)
+                (void) vm_connect(vm); /* else it is tried again soon */
+        return 0;
+}
+
+int call_error(VM *vm, VMCall call, int r, sd_bus_error *error) {
+        if (r == -ENOTCONN)
+                return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: %s does not answer yet; try again later, or Kill it",
+                                         vm->rec.name, vm_backend_title(vm));
+        if (r == -EBUSY && call == CALL_REBOOT)
+                return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: the last Reboot is not over yet; try again later",
+                                         vm->rec.name);
+        return write_error(r, error);
+}
+
+/* What it waited for may have changed the state, so it is looked up once more. */
+void call_connected(VM *vm) {
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+        VMAnswer answer;
+        int r = 0;
+
+        if (!vm->call_waits || !vm_is_connected(vm))
+                return;
+        answer = vm_call_lookup(vm->job->call, vm_get_condition(vm));
+        if (answer == ANSWER_FIND || answer == ANSWER_FIND_AND_DO) /* on its way out */
+                return;
+
+        vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
+        vm->call_waits = false;
+        if (answer == ANSWER_DO) {
+                r = call_send(vm);
+                if (r < 0)
+                        (void) call_error(vm, vm->job->call, r, &e);
+        } else if (answer != ANSWER_OK)
+                r = vm_refuse(vm, vm->job->call, answer, &e);
+        if (answer != ANSWER_DO || r < 0)
+                job_finish(vm->job, r < 0 ? &e : NULL, false);
+}
+
 int call_begin(VM *vm) {
         int r;
 
         if (!vm_is_connected(vm))
-                return -ENOTCONN;
+                return call_wait(vm);
 
         r = FAULT_POINT_NAMED("call", vm_call_to_string(vm->job->call), "before", vm_leader_pid(vm));
         if (r != 0)

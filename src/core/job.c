@@ -33,7 +33,7 @@ int job_new(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, Job *
                 .started_usec = now_realtime(),
                 .stage_usec = monotonic_now(),
                 .caller = caller,
-                .cancelable = call == CALL_START,
+                .cancelable = call == CALL_START && !vm_is_alive(vm),
         };
 
         r = FAULT_POINT("job.number", FAULT_FAILS, 0);

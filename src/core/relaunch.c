@@ -11,7 +11,7 @@ static bool ended_in_order(VMMEvent cause) {
 }
 
 bool relaunch_died(VM *vm, VMMEvent cause) {
-        if (vm->rec.state != VM_RUNNING || !vm->job || vm->job->call != CALL_REBOOT || vm->ops->reboot || !ended_in_order(cause))
+        if (vm->rec.state != VM_RUNNING || !vm->job || vm->job->call != CALL_REBOOT || vm->call_waits || vm->ops->reboot || !ended_in_order(cause))
                 return false;
 
         vm->call_timer = sd_event_source_disable_unref(vm->call_timer);

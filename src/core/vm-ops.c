@@ -10,7 +10,7 @@
 
 /* The calls on a VM: what the tables say is looked up here, before anything begins. */
 
-static int refuse(VM *vm, VMCall call, VMAnswer answer, sd_bus_error *error) {
+int vm_refuse(VM *vm, VMCall call, VMAnswer answer, sd_bus_error *error) {
         const char *name = vm->rec.name, *state = vm_state_to_string(vm->rec.state), *what = vm_call_to_string(call);
 
         switch (answer) {
@@ -32,19 +32,19 @@ static int refuse(VM *vm, VMCall call, VMAnswer answer, sd_bus_error *error) {
 
 /* An Error whose VMM lives becomes what the VMM says. */
 static int vm_find(VM *vm, sd_bus_error *error) {
-        if (!vm->vmm)
-                (void) vm_connect(vm);
         if (vm->vmm_state == VMM_STATE_RUNNING)
                 return vm_transition(vm, TRANSITION_FOUND_RUNNING, INTENT_KEEP, "%s", "");
         if (vm->vmm_state == VMM_STATE_PAUSED || vm->vmm_state == VMM_STATE_IO_ERROR)
                 return vm_transition(vm, TRANSITION_FOUND_PAUSED, INTENT_KEEP, "%s", "");
-        return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: %s lives but has not answered yet; try again, or Kill it",
+        return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: %s lives but does not run its guest; try again, or Kill it",
                                  vm->rec.name, vm_backend_title(vm));
 }
 
 /* What another operation under way means for this call. ANSWER_DO: go on. */
 static VMAnswer look_at_job(VM *vm, VMCall call, VMAnswer answer) {
-        if (!vm->job || answer == ANSWER_REMOVING || (vm->rec.state != VM_RUNNING && vm->rec.state != VM_PAUSED))
+        VMState s = vm->rec.state;
+
+        if (!vm->job || s == VM_REMOVING || s == VM_STARTING || s == VM_STOPPING) /* the table has said it all */
                 return answer;
 
         switch (vm_call_against_job(call, vm->job->call)) {
@@ -57,29 +57,27 @@ static VMAnswer look_at_job(VM *vm, VMCall call, VMAnswer answer) {
         }
 }
 
+/* ANSWER_FIND, ANSWER_FIND_AND_DO: the VMM does not answer yet, so the call has to wait for it. */
 static int lookup(VM *vm, VMCall call, VMAnswer *ret, sd_bus_error *error) {
         VMAnswer answer;
         int r;
 
         answer = vm_call_lookup(call, vm_get_condition(vm));
-        if (answer == ANSWER_FIND || answer == ANSWER_FIND_AND_DO) {
+        if ((answer == ANSWER_FIND || answer == ANSWER_FIND_AND_DO) && vm_is_connected(vm)) {
                 r = vm_find(vm, error);
-                if (r >= 0 && answer == ANSWER_FIND) {
-                        *ret = ANSWER_OK;
-                        return 0;
-                }
+                if (r < 0 && call != CALL_STOP)
+                        return r;
                 if (r >= 0)
                         answer = vm_call_lookup(call, vm_get_condition(vm));
-                else if (call == CALL_STOP) { /* which has its means where a VMM does not answer */
-                        sd_bus_error_free(error);
-                        answer = ANSWER_DO;
-                } else
-                        return r;
+        }
+        if (answer == ANSWER_FIND_AND_DO && call == CALL_STOP) { /* which has its means where a VMM does not answer */
+                sd_bus_error_free(error);
+                answer = ANSWER_DO;
         }
 
         answer = look_at_job(vm, call, answer);
         if (answer >= ANSWER_BUSY)
-                return refuse(vm, call, answer, error);
+                return vm_refuse(vm, call, answer, error);
         *ret = answer;
         return 0;
 }
@@ -115,16 +113,8 @@ static int begin(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, 
         }
 
         vm->job = NULL;
-        if (sd_bus_error_is_set(error))
-                return r;
-        if (r == -ENOTCONN)
-                (void) sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: %s does not answer yet; try again later, or Kill it",
-                                         vm->rec.name, vm_backend_title(vm));
-        else if (r == -EBUSY && call == CALL_REBOOT)
-                (void) sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: the last Reboot is not over yet; try again later",
-                                         vm->rec.name);
-        else
-                (void) write_error(r, error);
+        if (!sd_bus_error_is_set(error))
+                (void) call_error(vm, call, r, error);
         return r;
 }
 
@@ -266,6 +256,8 @@ int vm_start(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *err
                 return r;
         if (answer == ANSWER_JOIN)
                 return join(vm, cb, userdata, error);
+        if (answer == ANSWER_FIND)
+                return begin(vm, CALL_START, caller, cb, userdata, call_begin, error);
 
         r = start_change_fill(&c, vm, error);
         return r < 0 ? r : begin_start(vm, &c, caller, cb, userdata, error);
@@ -285,6 +277,7 @@ void vm_overtake(VM *vm) {
 }
 
 static int to_stopped(VM *vm, bool keep_intent) {
+        vm_overtake(vm);
         return vm_transition(vm, TRANSITION_STOPPED, keep_intent ? INTENT_KEEP : false, "%s", "");
 }
 

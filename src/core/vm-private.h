@@ -110,8 +110,12 @@ void stop_connected(VM *vm);
 Stop *stop_free(Stop *s);
 DEFINE_TRIVIAL_CLEANUP_FUNC(Stop *, stop_free);
 
-/* call.c: operations that are one call to the VMM */
+/* call.c: operations that are one call to the VMM, for which they wait; Start of an Error whose VMM lives is no more than that */
 int call_begin(VM *vm);
+/* The VMM's API answers now, and its state was shown. */
+void call_connected(VM *vm);
+/* Sets the error of one that could not begin. */
+int call_error(VM *vm, VMCall call, int r, sd_bus_error *error);
 /* The VMM has died, or another operation overtakes it: its job ends. */
 void call_end(VM *vm, const char *error_name, const char *message);
 
@@ -126,5 +130,7 @@ int remove_retry(VM *vm);
 
 /* vm-ops.c: what is under way is canceled, for another operation begins. */
 void vm_overtake(VM *vm);
+/* Sets the error that the table's answer says. */
+int vm_refuse(VM *vm, VMCall call, VMAnswer answer, sd_bus_error *error);
 /* 0, or refused with error set */
 int vm_check_call(VM *vm, VMCall call, sd_bus_error *error);

@@ -182,6 +182,8 @@ static void on_status(void *userdata) {
         vm_tell_exit(vm);
         if (is_live_state(vm->rec.state))
                 vm_died_unasked(vm);
+        else if (vm->call_waits)
+                call_end(vm, VMUNIT_ERROR_NOT_RUNNING, "the VM has ended");
         if (vm->rec.state == VM_ERROR)
                 vm_log_last_words(vm);
         vm_end_run(vm);
@@ -384,6 +386,7 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
                 vm_log(vm, LOG_DEBUG, "%s answers", vm_backend_title(vm));
                 on_connected(vm, state);
                 stop_connected(vm);
+                call_connected(vm);
                 break;
         case VMM_EVENT_RUNNING:
                 if (!rebooting)

@@ -155,7 +155,7 @@ def _():
     os.kill(pid, signal.SIGSTOP)
     start_daemon()
     assert vm.State == "Error" and vm.pid == pid
-    with expect_error("Busy"):
+    with expect_error("Timeout"):
         vm.start()
     vm.stop(timeout_usec=0)
     assert (vm.State, vm.StateReason) == ("Stopped", "stop-forced")

@@ -302,16 +302,72 @@ def _():
         assert words(vm) == ("Stopped", "killed")
 
 
-def again(verb):
-    """A daemon that has just come back says Busy until the VMM's API answers it."""
-    def done():
-        try:
-            verb()
-        except BusError as e:
-            assert e.short == "Busy", e
-            return False
-        return True
-    wait_for(done, 10, "the VMM's API", poll=0.02)
+def waits(vm, operation):
+    """A call on a VM whose VMM does not answer a daemon that has just come has its job, and goes on later."""
+    wait_for(lambda: vm.job and vm.job.Stage == "connect", 5, "a call that waits for the VMM")
+    assert vm.job.Operation == operation and not vm.job.Cancelable
+    with expect_error("InvalidState"):
+        vm.job.cancel()
+
+
+@test("calls to a daemon that has just come back wait until the VMM answers it", timeout=60)
+def _():
+    with running() as vm:
+        pid = vm.LeaderPID
+        for method, state, before in (("Pause", "Paused", "Running"), ("Resume", "Running", "Paused"), ("Reset", "Running", "Running"),
+                                      ("Reboot", "Running", "Running"), ("Pause", "Paused", "Running")):
+            begins = times_on(vm, b"TINY-UP")
+            with stopped_process(pid):
+                kill_daemon()
+                calls = [getattr(vm, method.lower() + "_async")() for _ in range(2)]
+                waits(vm, method)
+                assert vm.State == before and not any(c.done for c in calls)
+                with expect_error("Busy", method):
+                    vm.update({"labels": {"a": "b"}})
+                with expect_error("Busy", method):
+                    (vm.resume if method == "Pause" else vm.pause)()
+            assert gather(calls) == [None] * 2, (method, gather(calls))
+            assert vm.State == state and vm.LeaderPID == pid and vm.Job == "/"
+            if method in ("Reset", "Reboot"):
+                wait_for(lambda: times_on(vm, b"TINY-UP") == begins + 1, poll=0.02)
+        for end in ("stop", "kill", "remove"):
+            with stopped_process(pid):
+                kill_daemon()
+                call = vm.resume_async()
+                waits(vm, "Resume")
+                if end == "stop":
+                    stop = vm.stop_async()
+                    assert gather([call])[0].short == "Canceled"
+            if end == "stop":
+                assert gather([stop]) == [None] and words(vm) == ("Stopped", "stopped")
+                vm.start()
+                pid = vm.LeaderPID
+                vm.pause()
+            elif end == "kill":
+                assert gather([call]) == [None] and words(vm) == ("Running", "")
+                vm.pause()
+        vm.remove(force=True)
+
+
+@test("a VMM that dies, or answers nobody, while a call waits for it", timeout=60)
+def _():
+    with running() as vm:
+        with stopped_process(vm.LeaderPID):
+            kill_daemon()
+            call = vm.pause_async()
+            waits(vm, "Pause")
+            with expect_error("Timeout", "has not answered"):
+                call.result()
+            assert vm.State == "Running" and vm.Job == "/"
+        vm.pause()
+        with stopped_process(vm.LeaderPID):
+            kill_daemon()
+            call = vm.resume_async()
+            waits(vm, "Resume")
+            os.kill(vm.LeaderPID, signal.SIGKILL)
+            with expect_error("NotRunning"):
+                call.result()
+        assert vm.State == "Error" and vm.Job == "/"
 
 
 @test("the daemon killed in a Kill, a Reboot, a Pause, an Update", timeout=120)
@@ -338,7 +394,7 @@ def _():
             wait_for(lambda: vmm_count() == (vm.State in ("Running", "Paused")), 5, f"as many VMMs as there should be ({what})",
                      poll=0.05)
             if vm.State == "Paused":
-                again(vm.resume)
+                vm.resume()
             if vm.State == "Running":
                 vm.stop()
                 assert vm.State == "Stopped"
@@ -451,6 +507,14 @@ def _():
                 assert words(vm) == ("Error", "stop-failed") and vm.LeaderPID == pid
                 with expect_error("InvalidState"):
                     vm.remove()
+                call = (vm.reboot_async if paused else vm.start_async)()
+                waits(vm, "Reboot" if paused else "Start")
+                assert words(vm) == ("Error", "stop-failed")
+            if paused:                          # for that is what it becomes
+                with expect_error("InvalidState"):
+                    call.result()
+            else:
+                call.result()
             vm.wait_state(state)
             assert vm.LeaderPID == pid and vmm_count() == 1 and usage_of(vm) == runs, (usage_of(vm), runs, types_of(vm))
             vm.start()
@@ -470,11 +534,9 @@ def _():
                 elif call == "kill":
                     vm.kill()
                 else:
-                    try:
-                        vm.stop(timeout_usec=200000)
-                    except BusError as error:   # the VMM has not said yet what it does
-                        assert error.short == "Busy", error
-                        continue
+                    start = vm.start_async()    # waits, and is overtaken
+                    vm.stop(timeout_usec=200000)
+                    assert gather([start])[0].short == "Canceled"
             assert not alive(pid)
             if expected:
                 assert words(vm) == expected, words(vm)
