@@ -145,10 +145,9 @@ void manager_save_later(Manager *m) {
 /* Back ends */
 
 const char *const *backend_features(Backend b) {
-        static const char *const qemu[] = { "bios", "uefi", "qcow2", "user-network", "pause", "reboot-in-place", "tcg", NULL };
         static const char *const none[] = { NULL };
 
-        return b == BACKEND_QEMU ? qemu : none;
+        return vmm_ops(b) ? vmm_ops(b)->features : none;
 }
 
 static int set_info(BackendInfo *i, bool usable, const char *reason, const ProbeReply *reply) {
@@ -218,8 +217,11 @@ static void check_ready(Manager *m) {
                 ready(m->ready_userdata);
 }
 
-static void on_probe(Manager *m, Backend b, int error, const ProbeReply *reply) {
-        bool first = !m->backends[b].probed;
+static void on_probe(void *userdata, int error, const ProbeReply *reply) {
+        BackendInfo *i = userdata;
+        Manager *m = i->manager;
+        Backend b = (Backend) (i - m->backends);
+        bool first = !i->probed;
 
         m->probes[b] = launch_call_free(m->probes[b]);
         manager_set_probed(m, b, error, reply);
@@ -232,17 +234,14 @@ static void on_probe(Manager *m, Backend b, int error, const ProbeReply *reply) 
                 check_ready(m);
 }
 
-static void on_qemu_probe(void *userdata, int error, const ProbeReply *reply) {
-        on_probe(userdata, BACKEND_QEMU, error, reply);
-}
-
 static void probe(Manager *m, Backend b, bool want_version, uint64_t timeout_usec) {
         const VMMOps *ops = vmm_ops(b);
         int r;
 
         if (!ops || m->probes[b])
                 return;
-        r = launch_probe(m->event, ops->program, want_version, timeout_usec, on_qemu_probe, m, &m->probes[b]);
+        m->backends[b].manager = m;
+        r = launch_probe(m->event, ops->program, want_version, timeout_usec, on_probe, &m->backends[b], &m->probes[b]);
         if (r < 0)
                 manager_set_probed(m, b, r, NULL);
 }
@@ -313,7 +312,7 @@ static const VMMOps *first_usable(Manager *m, const Definition *d) {
                 Backend b = backend_from_string(*name);
                 const VMMOps *ops = (int) b >= 0 ? vmm_ops(b) : NULL;
 
-                if (ops && m->backends[b].usable && check(m, ops, d, NULL) >= 0)
+                if (ops && m->backends[b].usable && (m->kvm || !ops->needs_kvm) && check(m, ops, d, NULL) >= 0)
                         return ops;
         }
         return NULL;

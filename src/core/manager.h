@@ -24,6 +24,7 @@ typedef struct Observer {
 } Observer;
 
 typedef struct BackendInfo {
+        Manager *manager;
         bool probed, usable;
         char *path, *version, *reason;  /* reason: why not usable, "" if it is; never NULL once probed */
         uint64_t mtime_usec;

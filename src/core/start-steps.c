@@ -146,6 +146,9 @@ static bool wants_kvm(const Start *s) {
 static int open_finished(Start *s) {
         int r;
 
+        if (s->vm->ops->needs_kvm && !s->vm->manager->kvm)
+                return start_error(s, -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE, "/dev/kvm can't be opened here, and %s needs it",
+                                   vm_backend_title(s->vm));
         if (s->vm->definition->accel == ACCEL_KVM && !s->vm->manager->kvm)
                 return start_error(s, -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
                                    "accel: /dev/kvm can't be opened here; \"tcg\" runs without it, slowly");

@@ -737,6 +737,7 @@ const VMMOps qemu_ops = {
         .backend = BACKEND_QEMU,
         .program = PROGRAM_QEMU,
         .socket = "qmp",
+        .features = (const char *const[]) { "bios", "uefi", "qcow2", "user-network", "pause", "reboot-in-place", "tcg", NULL },
         .tells_end = true,
         .check = qemu_check,
         .plan = qemu_plan,

@@ -69,6 +69,9 @@ const VMMOps *vmm_ops(Backend b) {
         case BACKEND_QEMU:
                 return &qemu_ops;
 
+        case BACKEND_FIRECRACKER:
+                return &firecracker_ops;
+
         default:
                 return NULL;
         }

@@ -109,6 +109,8 @@ struct VMMOps {
         Backend backend;
         Program program;
         const char *socket;     /* name of the API socket in the VM's directory below /run */
+        const char *const *features; /* for people: the property Backends */
+        bool needs_kvm;
         bool tells_end;         /* its last event tells why it ends, so one that ends without has crashed; else the exit status tells */
 
         /* 0, or -EOPNOTSUPP with VMUNIT_ERROR_NOT_SUPPORTED, the message beginning with the path ("filesystems: …") */
@@ -145,6 +147,7 @@ struct VMMOps {
         VMMEvent (*exit_cause)(int status, const char *output);
 };
 
+extern const VMMOps firecracker_ops;
 extern const VMMOps qemu_ops;
 /* NULL: not built yet */
 const VMMOps *vmm_ops(Backend b);

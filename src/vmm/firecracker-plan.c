@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
+
+#include "basic/json-util.h"
+#include "basic/string-util.h"
+#include "vmm/firecracker-plan.h"
+
+#define CPUS_MAX 32U
+#define DEVICES_MAX 18U                 /* so many interrupts are left for them */
+
+/* For a definition that has none. Firecracker's own has no console, and refuses modules. The rest is what its guests need to end by
+ * themselves (k: the keyboard controller's reset is the only one), and what spares a Linux the look for what is not there. */
+#define CMDLINE_DEFAULT "console=ttyS0 reboot=k panic=1 pci=off i8042.noaux i8042.nomux i8042.dumbkbd"
+
+typedef struct Context {
+        const LaunchParams *params;
+        const Definition *definition;
+        LaunchPlan *plan;
+        int events, config;             /* fds */
+} Context;
+
+int firecracker_check(const Definition *d, sd_bus_error *error) {
+        if (d->accel == ACCEL_TCG)
+                return vmm_refuse(error, "accel: firecracker needs KVM; write \"kvm\" or \"auto\"");
+        if (d->cpus > CPUS_MAX)
+                return vmm_refuse(error, "cpus: firecracker runs at most %u", CPUS_MAX);
+        if (!d->kernel)
+                return vmm_refuse(error, "boot.firmware: firecracker has none; it boots a kernel (boot.kernel)");
+        if (d->n_filesystems > 0)
+                return vmm_refuse(error, "filesystems: firecracker has no shared folders");
+        if (d->n_disks + d->vsock > DEVICES_MAX)
+                return vmm_refuse(error, "disks: firecracker takes at most %u disks and a vsock in all", DEVICES_MAX);
+        for (size_t i = 0; i < d->n_disks; i++)
+                if (d->disks[i].format != DISK_RAW)
+                        return vmm_refuse(error, "disks[%zu].format: firecracker reads raw images alone; "
+                                          "`qemu-img convert -O raw` makes one", i);
+        if (d->n_networks > 0)
+                return vmm_refuse(error, d->networks[0].type == NETWORK_USER ?
+                                  "networks[0].type: firecracker has no user mode network, it needs a tap" :
+                                  "networks[0].type: not supported with firecracker yet");
+        return 0;
+}
+
+/* What Firecracker opens by a name, having no notion of fds */
+static char *fd_path(int fd) {
+        return strjoinf("/proc/self/fd/%d", fd);
+}
+
+static bool put_fd(json_object *o, const char *key, int fd) {
+        _cleanup_free_ char *path = fd_path(fd);
+
+        return path && json_put_string(o, key, path);
+}
+
+static bool put_object(json_object *o, const char *key, json_object **ret) {
+        *ret = json_object_new_object();
+        return json_put(o, key, *ret);
+}
+
+static int put_machine(Context *c, json_object *config) {
+        const Definition *d = c->definition;
+        json_object *o;
+
+        if (!put_object(config, "machine-config", &o) ||
+            !json_put_int(o, "vcpu_count", d->cpus) ||
+            !json_put_int(o, "mem_size_mib", (int64_t) (d->memory >> 20)))
+                return -ENOMEM;
+        return 0;
+}
+
+static int put_boot(Context *c, json_object *config) {
+        const Definition *d = c->definition;
+        json_object *o;
+        int fd;
+
+        fd = launch_plan_add_file(c->plan, d->kernel, false, "boot.kernel");
+        if (fd < 0)
+                return fd;
+        if (!put_object(config, "boot-source", &o) ||
+            !put_fd(o, "kernel_image_path", fd) ||
+            !json_put_string(o, "boot_args", d->cmdline ?: CMDLINE_DEFAULT))
+                return -ENOMEM;
+        if (!d->initramfs)
+                return 0;
+        fd = launch_plan_add_file(c->plan, d->initramfs, false, "boot.initramfs");
+        if (fd < 0)
+                return fd;
+        return put_fd(o, "initrd_path", fd) ? 0 : -ENOMEM;
+}
+
+static int append_disk(Context *c, json_object *list, size_t i) {
+        const Disk *disk = c->definition->disks + i;
+        json_object *o = json_object_new_object();
+        int fd;
+
+        if (!json_append(list, o))
+                return -ENOMEM;
+        fd = launch_plan_add_file(c->plan, disk->path, !disk->readonly, "disks[%zu].path", i);
+        if (fd < 0)
+                return fd;
+        if (!json_put_string(o, "drive_id", disk->name) ||
+            !put_fd(o, "path_on_host", fd) ||
+            !json_put_bool(o, "is_root_device", false) || /* else it would add to the command line */
+            !json_put_bool(o, "is_read_only", disk->readonly) ||
+            !json_put_string(o, "cache_type", "Writeback")) /* a flush of the guest's reaches the disk */
+                return -ENOMEM;
+        return 0;
+}
+
+static int put_disks(Context *c, json_object *config) {
+        json_object *list = json_object_new_array();
+        int r = 0;
+
+        if (!json_put(config, "drives", list))
+                return -ENOMEM;
+        for (size_t i = 0; r >= 0 && i < c->definition->n_disks; i++)
+                r = append_disk(c, list, i);
+        return r;
+}
+
+/* It makes the socket there by itself. */
+static int put_vsock(Context *c, json_object *config) {
+        _cleanup_free_ char *path = strjoinf("%s/%s", c->params->run_dir, VMM_VSOCK);
+        json_object *o;
+
+        if (!c->definition->vsock)
+                return 0;
+        if (!path || !put_object(config, "vsock", &o) ||
+            !json_put_int(o, "guest_cid", c->params->cid) ||
+            !json_put_string(o, "uds_path", path))
+                return -ENOMEM;
+        return 0;
+}
+
+static int make_config(Context *c) {
+        _cleanup_json_ json_object *config = json_object_new_object();
+        const char *text;
+        int r;
+
+        if (!config)
+                return -ENOMEM;
+        r = put_boot(c, config);
+        if (r >= 0)
+                r = put_machine(c, config);
+        if (r >= 0)
+                r = put_disks(c, config);
+        if (r >= 0)
+                r = put_vsock(c, config);
+        if (r < 0)
+                return r;
+
+        text = json_object_to_json_string_ext(config, JSON_C_TO_STRING_PLAIN|JSON_C_TO_STRING_NOSLASHESCAPE);
+        c->plan->config = text ? strdup(text) : NULL;
+        return c->plan->config ? 0 : -ENOMEM;
+}
+
+static int make_argv(Context *c) {
+        _cleanup_free_ char *config = fd_path(c->config), *events = fd_path(c->events);
+        _cleanup_free_ char *api = strjoinf("%s/%s", c->params->run_dir, firecracker_ops.socket);
+        const char *words[] = {
+                "firecracker",
+                "--id", c->params->id,
+                "--api-sock", api,
+                "--config-file", config,
+                "--metrics-path", events,
+                "--log-path", "/proc/self/fd/2", /* else it were written among the guest's words */
+                "--level", "Error",
+        };
+        int r = 0;
+
+        if (!config || !events || !api)
+                return -ENOMEM;
+        for (size_t i = 0; r >= 0 && i < ELEMENTSOF(words); i++)
+                r = strv_extend(&c->plan->argv, words[i]);
+        return r;
+}
+
+/* With a configuration it starts the guest by itself, and has opened all when it reads the API for the first time. */
+int firecracker_plan(const LaunchParams *p, LaunchPlan **ret) {
+        _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;
+        Context c;
+        int r;
+
+        plan = new0(LaunchPlan, 1);
+        if (!plan)
+                return -ENOMEM;
+
+        c = (Context) { .params = p, .definition = p->definition, .plan = plan };
+        r = c.events = launch_plan_add_fd(plan, LAUNCH_FD_EVENTS);
+        if (r >= 0)
+                r = c.config = launch_plan_add_fd(plan, LAUNCH_FD_CONFIG);
+        if (r >= 0)
+                r = make_argv(&c);
+        if (r >= 0)
+                r = make_config(&c);
+        if (r < 0)
+                return r;
+
+        *ret = TAKE_PTR(plan);
+        return 0;
+}
