@@ -66,6 +66,8 @@ static int open_bus(sd_event *event, sd_bus **ret) {
         if (r < 0)
                 return log_error_errno(r, "Can't connect to the system bus");
         r = sd_bus_attach_event(bus, event, SD_EVENT_PRIORITY_NORMAL);
+        if (r >= 0)
+                r = sd_bus_set_close_on_exit(bus, false); /* who waits is answered after the loop's end */
         if (r < 0)
                 return log_error_errno(r, "Can't watch the bus");
         r = sd_bus_match_signal(bus, NULL, "org.freedesktop.DBus.Local", "/org/freedesktop/DBus/Local",

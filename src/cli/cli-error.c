@@ -30,7 +30,7 @@ static const struct {
         { E "InvalidState", VERB_RESET, "`vmunit resume %n` first" },
         { E "InvalidState", ANY, "`vmunit status %n` shows its state" },
         { E "Busy", ANY, "another operation is under way; `vmunit status %n` shows it, try again later" },
-        { E "Canceled", ANY, "another call overtook or cancelled this one; see `vmunit status %n`" },
+        { E "Canceled", ANY, "another call overtook or cancelled this one, or vmunitd was stopped; see `vmunit status %n`" },
         { E "NotRunning", ANY, "`vmunit start %n` starts it" },
         { E "Removing", VERB_CREATE, "its name is free again when its removal has ended; see `vmunit status %n`" },
         { E "Removing", ANY, "it is being removed; `vmunit status %n` shows how far that is" },

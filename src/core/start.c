@@ -43,6 +43,8 @@ void start_failed(Start *s, int r, const char *what) {
 
 
 Start *start_free(Start *s) {
+        sd_bus_error e = DAEMON_ENDS_ERROR;
+
         if (!s)
                 return NULL;
 
@@ -53,7 +55,7 @@ Start *start_free(Start *s) {
         sd_event_source_disable_unref(s->kick);
         sd_event_source_disable_unref(s->deadline);
         launch_plan_free(s->plan);
-        waiters_tell(&s->cancel_waiters, NULL);
+        waiters_tell(&s->cancel_waiters, &e);
         sd_bus_error_free(&s->error);
         free(s->description);
         free(s->slice_description);
@@ -165,6 +167,7 @@ static void start_rolled_back(Start *s) {
         }
 
         job_finish(j, &s->error, s->canceled);
+        waiters_tell(&s->cancel_waiters, NULL);
         start_free(s);
         if (vm->rec.state == VM_REMOVING)
                 (void) remove_begin(vm);

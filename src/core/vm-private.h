@@ -57,6 +57,8 @@ int vm_find_run(VM *vm);
 void vm_set_exit(VM *vm);
 
 /* job.c */
+/* What those hear who still wait when the daemon ends */
+#define DAEMON_ENDS_ERROR SD_BUS_ERROR_MAKE_CONST(VMUNIT_ERROR_CANCELED, "vmunitd ends; the VM's state tells what became of it")
 int waiter_add(Waiter **list, done_cb cb, void *userdata);
 void waiters_tell(Waiter **list, const sd_bus_error *error);
 

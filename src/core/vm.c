@@ -37,7 +37,7 @@ VM *vm_free(VM *vm) {
         sd_event_source_disable_unref(vm->restart_timer);
         systemd_call_free(vm->update_call);
         if (vm->job) {
-                sd_bus_error e = SD_BUS_ERROR_MAKE_CONST(VMUNIT_ERROR_CANCELED, "vmunitd ends; the VM's state tells what became of it");
+                sd_bus_error e = DAEMON_ENDS_ERROR;
 
                 waiters_tell(&vm->job->waiters, &e);
                 job_free(vm->job);

@@ -265,6 +265,22 @@ def _():
                      snapshot_leftovers()["units"] == before["units"], 10, f"leftovers to go ({hang})", poll=0.05)
 
 
+@test("a daemon that is told to end answers those who wait before it goes")
+def _():
+    # a service that exited before it had replied: the client saw a lost connection
+    with running() as busy, vm_of() as vm:
+        deaf(busy)
+        with launcher_stopped():
+            calls = [vm.start_async(), busy.stop_async(timeout_usec=FOR_EVER)]
+            vm.wait_state("Starting")
+            busy.wait_state("Stopping")
+            stop_daemon()
+            gather(calls, 10)
+        assert [c.error and c.error.short for c in calls] == ["Canceled"] * 2, [c.error for c in calls]
+        assert words(vm) == ("Stopped", "start-failed") and busy.State == "Stopping"
+        busy.kill()
+
+
 @test("the daemon killed while a VM stops: the stop goes on", timeout=90)
 def _():
     with running(stopTimeout="1s") as vm:       # deaf: it is ended when its time is over
