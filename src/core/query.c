@@ -185,7 +185,8 @@ int vm_open_console(VM *vm, console_cb cb, void *userdata, sd_bus_error *error) 
         r = helper_open_console(vm->manager->event, path, CONSOLE_TIMEOUT_USEC, on_console, c, &c->call);
         if (r < 0) {
                 free(c);
-                return sd_bus_error_set_errno(error, r);
+                return sd_bus_error_setf(error, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't open its console: %s", vm->rec.name,
+                                         strerror(-r));
         }
         return 0;
 }

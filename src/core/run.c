@@ -469,7 +469,7 @@ int run_find(Run *r, const char *boot_id) {
                 return -ENOMEM;
         k = read_file_all(path, 4096, &text, NULL);
         if (k < 0)
-                return k == -E2BIG ? -ESRCH : k; /* not what we wrote */
+                return k == -E2BIG || k == -EISDIR || k == -ENOTDIR || k == -ELOOP ? -ESRCH : k; /* not what we wrote */
         if (!streq(run_file_get(text, "BOOT_ID", buf, sizeof(buf)), boot_id))
                 return -ESRCH;
         run_file_get(text, "INVOCATION_ID", r->invocation_id, sizeof(r->invocation_id));

@@ -37,10 +37,47 @@ static int step_clear(Start *s) {
 
 /* files: directories, logs and listening sockets, all made by the daemon */
 
+/* Somebody may have deleted the directory above as well. */
+static int make_dir(const char *path) {
+        _cleanup_free_ char *above = strndup(path, (size_t) (strrchr(path, '/') - path));
+        int r;
+
+        r = mkdir_ok(path, 0700);
+        if (r != -ENOENT)
+                return r;
+        r = above ? mkdir_ok(above, 0700) : -ENOMEM;
+        return r < 0 ? r : mkdir_ok(path, 0700);
+}
+
 static int create_in(const char *dir, const char *name) {
         _cleanup_free_ char *path = strjoinf("%s/%s", dir, name);
 
         return path ? create_fresh(path) : -ENOMEM;
+}
+
+/* The rings of a run take the place of the last run's when its VMM is about to execute: what that said may tell why a start fails. */
+static const char *const rings[] = { "console.log", "last-output" };
+
+static int place_rings(const VM *vm) {
+        for (size_t i = 0; i < ELEMENTSOF(rings); i++) {
+                _cleanup_free_ char *path = strjoinf("%s/%s", vm->state_dir, rings[i]);
+                _cleanup_free_ char *new = strjoinf("%s/%s.new", vm->state_dir, rings[i]);
+
+                if (!path || !new)
+                        return -ENOMEM;
+                if (rename(new, path) < 0)
+                        return -errno;
+        }
+        return 0;
+}
+
+static void drop_rings(const VM *vm) {
+        for (size_t i = 0; i < ELEMENTSOF(rings); i++) {
+                _cleanup_free_ char *new = strjoinf("%s/%s.new", vm->state_dir, rings[i]);
+
+                if (new)
+                        (void) unlink(new);
+        }
 }
 
 static int listen_in(const char *dir, const char *name, int type) {
@@ -82,15 +119,15 @@ static int make_files(Start *s) {
 
         r = rm_rf(vm->run_dir);
         if (r >= 0)
-                r = mkdir_ok(vm->run_dir, 0700);
+                r = make_dir(vm->run_dir);
         if (r >= 0)
-                r = mkdir_ok(vm->state_dir, 0700);
+                r = make_dir(vm->state_dir);
         if (r >= 0)
                 r = s->exit_fd = create_in(vm->run_dir, "exit");
         if (r >= 0)
-                r = s->console_fd = create_in(vm->state_dir, "console.log");
+                r = s->console_fd = create_in(vm->state_dir, "console.log.new");
         if (r >= 0)
-                r = s->output_fd = create_in(vm->state_dir, "last-output");
+                r = s->output_fd = create_in(vm->state_dir, "last-output.new");
         if (r >= 0)
                 r = s->exec_fd = listen_in(vm->run_dir, "exec", SOCK_SEQPACKET);
         for (size_t i = 0; r >= 0 && i < s->n_fds; i++)
@@ -117,6 +154,7 @@ void start_undo_files(Start *s) {
 static void undo_asked_and_files(Start *s) {
         start_undo_open(s);
         start_undo_files(s);
+        drop_rings(s->vm);
 }
 
 /* open: the files of the definition and the state of the devices, all at once */
@@ -475,6 +513,9 @@ static int step_exec(Start *s) {
                 r = open_usage(vm);
         if (r < 0)
                 return start_errno(s, r, "can't write the database in /var/lib/vmunit");
+        r = place_rings(vm);
+        if (r < 0)
+                return start_errno(s, r, "can't put its logs in their place");
         r = FAULT_POINT("start.go", FAULT_FAILS | FAULT_VMM, run->pid);
         if (r >= 0)
                 r = helper_go(s->helper);

@@ -84,13 +84,19 @@ def _():
 
 @test("a run file that is gone, empty or garbage ends what it was of, and nothing else")
 def _():
-    for content in (None, b"", b"\xff\0\n=\nPID=\nPID=99999999999999999999\n", b"PID=1\nSTART=0\nBOOT_ID=\n"):
+    # elsewhere one VM that could not be read kept the daemon from all of them
+    for content in (None, b"", b"\xff\0\n=\nPID=\nPID=99999999999999999999\n", b"PID=1\nSTART=0\nBOOT_ID=\n", "a directory",
+                    "a link to itself"):
         vm, other = started("bad"), started("good")
         pid = other.pid
         run_file = away(vm)
-        if content is None:
+        if not isinstance(content, bytes):
             os.unlink(run_file)
-        else:
+        if content == "a directory":
+            os.mkdir(run_file)
+        elif content == "a link to itself":
+            os.symlink("run", run_file)
+        elif content is not None:
             with open(run_file, "wb") as f:
                 f.write(content)
         start_daemon()

@@ -178,6 +178,73 @@ def _():
         vm.start()
 
 
+@test("KVM that was asked for and is not there: a failure with the key, no guest a hundred times slower")
+def _():
+    # fast ways that fell back to slow ones without a word
+    there = os.path.exists("/dev/kvm")
+    if there:
+        os.rename("/dev/kvm", "/dev/kvm.away")      # the box's own
+    try:
+        with vm_of(tiny_definition(accel="kvm")) as vm:
+            with expect_error("BackendUnavailable", "accel: "):
+                vm.start()
+            assert words(vm) == FAILED and usage_of(vm) == []
+            vm.update({"accel": "auto"})
+            vm.start()
+            with open(f"/proc/{vm.LeaderPID}/cmdline", "rb") as f:
+                assert b"kvm" not in f.read()
+    finally:
+        if there:
+            os.rename("/dev/kvm.away", "/dev/kvm")
+
+
+@test("what was opened is what runs, whatever has its name by then")
+def _():
+    # a file was checked, and then read a second time by its name
+    with scratch() as d, fake_vmm("gate") as fake:
+        shutil.copy(TINY, d + "/kernel")
+        for image in ("good", "child"):
+            more = [] if image == "good" else ["-b", TINY, "-F", "raw"]
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *more, f"{d}/{image}.qcow2", "1M"], check=True)
+        with vm_of(tiny_definition(boot={"kernel": d + "/kernel"}, disks=[{"path": d + "/good.qcow2", "format": "qcow2"}])) as vm:
+            start = vm.start_async()
+            wait_for(lambda: vm.LeaderPID, poll=0.02)
+            os.rename(d + "/child.qcow2", d + "/good.qcow2")    # which the check would refuse
+            sparse(d + "/other")
+            os.rename(d + "/other", d + "/kernel")
+            fake("go")
+            assert gather([start]) == [None], start.error
+            vm.wait_log(b"TINY-UP")
+            assert not any(what == d + "/good.qcow2" for what in fds(vm.LeaderPID))
+
+
+@test("a start that fails before its VMM runs leaves the words of the run before")
+def _():
+    # the log of a crash was emptied by the next start, which failed
+    with scratch() as d:
+        shutil.copy(TINY, d + "/kernel")
+        with vm_of(tiny_definition(boot={"kernel": d + "/kernel"}, disks=[{"path": sparse(d + "/disk")}])) as vm:
+            vm.start()
+            vm.wait_log(b"TINY-UP")
+            type_in(vm, b"beech")
+            vm.wait_log(b"beech")
+            os.kill(vm.LeaderPID, signal.SIGKILL)
+            vm.wait_state("Error")
+            log = vm.console_log()
+            os.rename(d + "/disk", d + "/away")
+            for daemon in ("the same", "another"):
+                with expect_error("BackendFailed", "disks[0].path"):
+                    vm.start()
+                assert vm.console_log() == log, vm.console_log()
+                assert sorted(os.listdir("/var/lib/vmunit/vms/" + vm.Id)) == ["console.log", "last-output"]
+                if daemon == "the same":
+                    kill_daemon()
+            os.rename(d + "/away", d + "/disk")
+            vm.start()
+            vm.wait_log(b"TINY-UP")
+            assert b"beech" not in vm.console_log()
+
+
 @test("the launcher killed, idle and in the middle of a start: that start at most", timeout=90)
 def _():
     with vm_of() as vm:

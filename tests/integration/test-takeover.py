@@ -4,6 +4,8 @@
 """The daemon dies in each state of its VMs, and what happens meanwhile: the next one finds all as it is."""
 
 import os
+import shutil
+import socket
 import sys
 import time
 
@@ -573,6 +575,128 @@ def _():
             assert words(vm) == ("Running", "")
             vm.stop()
             assert not os.path.exists(where)
+
+
+@test("what the daemon knows nothing of it leaves alone when it starts")
+def _():
+    # clean-ups at the start deleted the data of VMs that were merely unknown to a new, or another, database
+    manager.list()
+    stranger = "/var/lib/vmunit/vms/01234567-89ab-4def-8123-456789abcdef"
+    os.mkdir(stranger)
+    with open(stranger + "/console.log", "w", encoding="utf-8") as f:
+        f.write("theirs")
+    scope = subprocess.Popen(["systemd-run", "-q", "--scope", "--unit", "vmunit-unknown.scope", "--slice",
+                              "machine-vmunit-unknown.slice", "sleep", "1000"])
+    try:
+        with running() as vm:
+            wait_for(lambda: unit_pids("vmunit-unknown.scope"), poll=0.02)
+            for end in ENDS:
+                end()
+                assert words(vm) == ("Running", "")
+            vm.stop()
+        assert scope.poll() is None and os.listdir(stranger) == ["console.log"]
+    finally:
+        scope.kill()
+        scope.wait()
+        os.unlink(stranger + "/console.log")
+        os.rmdir(stranger)
+        systemctl("stop", "machine-vmunit-unknown.slice")
+
+
+@test("a stranger at the VMM's monitor hinders no daemon, and Stop and Kill no less", timeout=60)
+def _():
+    # QEMU hears one client at a time: while somebody held the monitor, VMs were taken for dead
+    for end in ("leaves", "stop", "kill"):
+        with running(stopTimeout="300ms") as vm, socket.socket(socket.AF_UNIX) as stranger:
+            pid = vm.LeaderPID
+            stranger.connect(f"/run/vmunit/vms/{vm.Id}/qmp")
+            stop_daemon()
+            read_until(stranger.fileno(), b"QMP")
+            start_daemon()
+            assert words(vm) == ("Running", "") and vm.LeaderPID == pid and "CPUUsageNSec" in vm.stats()
+            with expect_error("Busy"):
+                vm.pause()
+            if end == "leaves":
+                stranger.close()
+                again(vm.pause)
+                vm.resume()
+                vm.stop()
+                assert words(vm) == ("Stopped", "stopped")
+            elif end == "stop":
+                vm.stop()
+                assert words(vm) == ("Stopped", "stop-forced")
+            else:
+                vm.kill()
+                assert words(vm) == ("Stopped", "killed")
+
+
+@test("the files of a VM that runs are deleted: it is told of in vmunit's words, ends in good order and starts again", timeout=60)
+def _():
+    # a console that crashed where a VM's files had vanished; sockets that were gone and made a living VM a dead one
+    for restart in (None, kill_daemon):
+        with running() as vm:
+            pid = vm.LeaderPID
+            for directory in ("/run/vmunit/vms", "/var/lib/vmunit/vms"):
+                for name in os.listdir(f"{directory}/{vm.Id}"):
+                    if name != "run":
+                        os.unlink(f"{directory}/{vm.Id}/{name}")
+            if restart:
+                restart()
+            assert words(vm) == ("Running", "") and vm.LeaderPID == pid
+            assert (vm.console_log(), vm.last_output()) == (b"", "") and "CPUUsageNSec" in vm.stats()
+            with expect_error("BackendFailed", "console", begins=vm.Name + ": "):
+                vm.open_console()
+            vm.stop(timeout_usec=200000 if restart else FOR_EVER)       # nobody can press its button any more
+            assert words(vm) == ("Stopped", "stop-forced" if restart else "stopped") and not alive(pid)
+            vm.start()
+            vm.wait_log(b"TINY-UP")
+
+
+@test("directories that somebody has deleted are made again, and are not missed by a removal")
+def _():
+    # elsewhere a directory that was missing ended the whole clean-up
+    with vm_of() as vm, vm_of() as other:
+        for vm_, restart in ((vm, None), (other, kill_daemon)):
+            vm_.start()
+            vm_.stop()
+            for directory in ("/run/vmunit/vms", "/var/lib/vmunit/vms"):
+                shutil.rmtree(directory)
+            if restart:
+                restart()
+            vm_.start()
+            assert words(vm_) == ("Running", "")
+            vm_.stop()
+        for directory in ("/run/vmunit/vms", "/var/lib/vmunit/vms"):
+            shutil.rmtree(directory)
+        vm.remove()
+        vm.wait_gone()
+        kill_daemon()                           # makes them again
+
+
+@test("what the daemon can do without does not keep it from its VMs")
+def _():
+    # a file of mere hints that could not be read was the end of a start
+    places = ("/var/lib/vmunit/last-boot", "/var/lib/vmunit/backup", "/etc/vmunit/vmunit.conf", "/etc/vmunit/vmunit.conf.d")
+    with running() as vm:
+        pid = vm.LeaderPID
+        stop_daemon()
+        with contextlib.ExitStack() as stack:
+            for n, place in enumerate(places):
+                if os.path.lexists(place):
+                    os.rename(place, place + ".away")
+                    stack.callback(os.rename, place + ".away", place)
+                os.makedirs(os.path.dirname(place), exist_ok=True)
+                if n % 2:
+                    os.symlink("nowhere/at/all", place)
+                    stack.callback(os.unlink, place)
+                else:
+                    os.mkdir(place)
+                    stack.callback(os.rmdir, place)
+            start_daemon()
+            assert words(vm) == ("Running", "") and vm.LeaderPID == pid
+            stop_daemon()
+        start_daemon()
+        assert words(vm) == ("Running", "") and vm.LeaderPID == pid
 
 
 @test("the bus restarted: the VMs live on", timeout=60)
