@@ -634,6 +634,48 @@ def _():
             assert all(u[4] for u in manager.usage())
 
 
+@test("what was asked of a VM that was removed does not reach the next of its name")
+def _():
+    # a removal that had waited for another call deleted the VM that had come in its place
+    with vm_of(name="heir") as vm:
+        for state in ("Starting", "Running", "Error"):
+            old, calls = vm.Id, []
+            with launcher_stopped() if state == "Starting" else contextlib.nullcontext():
+                calls.append(vm.start_async())
+                vm.wait_state("Starting" if state == "Starting" else "Running")
+                if state == "Error":
+                    os.kill(vm.LeaderPID, signal.SIGKILL)
+                    vm.wait_state("Error")
+                calls += [vm.remove_async(force=True) for _ in range(3)]
+                vm.wait_gone()
+                again = manager.create("heir", tiny_definition())
+            gather(calls)
+            assert again.Id != old and words(again) == ("Stopped", "")
+            assert not any(c.error and c.error.short not in ("Canceled", "UnknownObject") and "Unknown" not in c.error.name
+                           for c in calls), [c.error for c in calls]
+            again.start()
+            assert words(again) == ("Running", "") and vmm_count() == 1
+            again.stop()
+            assert types_of(again).count("starting") == 1
+
+
+@test("of many that create one name at once one wins, and keeps it")
+def _():
+    # elsewhere the clean-up after the loser took the winner's name away
+    with vm_of(name="other"):
+        calls = [manager.create_async("wanted", tiny_definition(cpus=n + 1), start=n % 2 == 0) for n in range(6)]
+        gather(calls)
+        won, = [c for c in calls if not c.error]
+        assert {c.error.short for c in calls if c.error} == {"VMExists"}
+        vm = manager.vm("wanted")
+        assert vm.path == won.result() and manager.vm(vm.Id).path == vm.path
+        assert vm.CPUs == calls.index(won) + 1 and len(manager.list()) == 2
+        kill_daemon()
+        assert manager.vm("wanted").Id == vm.Id and len(manager.list()) == 2
+        vm.remove(force=True)
+        vm.wait_gone()
+
+
 # Many
 
 @test("20 VMs at once", timeout=120)

@@ -4,6 +4,7 @@
 """Restart policies: back-off, budget, who wins against them, what survives the daemon."""
 
 import os
+import sqlite3
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
@@ -91,6 +92,54 @@ def _():
     assert "limit" in vm.StateMessage, vm.StateMessage
     vm.remove(force=True)
     vm.wait_gone()
+
+
+@test("a budget of none restarts nothing, and a run that went well gives it back")
+def _():
+    # elsewhere a zero was lost on its way to the store, and VMs were restarted without end since nothing ever counted
+    none = create("none", "always", 0)
+    kill_vmm(none)
+    none.wait_state("Error")
+    assert none.RestartAtUSec == 0 and "limit" in none.StateMessage, none.StateMessage
+    vm = create("well", "on-failure", 1)
+    pid = vm.pid
+    kill_vmm(vm)
+    wait_again(vm, pid)
+    stop_daemon()
+    with contextlib.closing(sqlite3.connect("/var/lib/vmunit/vmunit.db")) as db, db:
+        db.execute("UPDATE vm SET started = started - 3601000000 WHERE name = 'well'")    # RestartResetSec= and a bit
+    start_daemon()
+    pid = vm.pid
+    assert pid and vm.RestartCount == 1
+    kill_vmm(vm)
+    wait_again(vm, pid)
+    assert vm.RestartCount == 1, vm.RestartCount
+    for v in (none, vm):
+        v.remove(force=True)
+        v.wait_gone()
+
+
+@test("Stop, Kill and Remove of a VM that always restarts are the end of it")
+def _():
+    # the guest powers off because it was asked to, and the policy took that for an end of its own; or it beat the removal
+    for verb in ("stop", "kill", "systemctl", "remove"):
+        vm, mark = create("end-" + verb, "always"), len(signals)
+        vm.wait_log(b"TINY-UP", 10)
+        if verb == "remove":
+            vm.remove(force=True)
+            vm.wait_gone()
+        elif verb == "systemctl":
+            systemctl("stop", vm.Unit)
+            vm.wait_state("Stopped")
+        else:
+            getattr(vm, verb)()
+        if verb != "remove":
+            assert (vm.State, vm.StateReason, vm.RestartAtUSec) == ("Stopped", "killed" if verb == "kill" else "stopped", 0)
+            kill_daemon()
+            assert (vm.State, vm.RestartAtUSec) == ("Stopped", 0)
+            vm.remove()
+            vm.wait_gone()
+        assert not [s for s in signals[mark:] if s.member == "Event" and s.args[4] in ("starting", "error")], signals[mark:]
 
 
 @test("Stop, Kill and Remove win against a planned restart")       # dstack efc62ed6, 187aab05
