@@ -492,8 +492,8 @@ static int manager_load(Manager *m, char **ret_message) {
         r = store_foreach_vm(m->store, load_vm, &c);
         if (r < 0)
                 *ret_message = c.bad ? strjoinf("The VM %s in " DATABASE " can't be read (%s); use the vmunit that wrote it, or a copy "
-                                                "of the database", c.bad, strerror(-r)) :
-                                       strjoinf("The VMs in " DATABASE " can't be read: %s", strerror(-r));
+                                                "of the database.", c.bad, strerror(-r)) :
+                                       strjoinf("The VMs in " DATABASE " can't be read: %s.", strerror(-r));
         free(c.bad);
         return r;
 }

@@ -255,6 +255,16 @@ void stop_shorten(VM *vm, uint64_t timeout_usec) {
         }
 }
 
+static const char *end_sentence(const VM *vm, VMTransition t) {
+        if (t == TRANSITION_KILLED)
+                return "It was killed";
+        if (t == TRANSITION_STOP_FORCED)
+                return "The guest did not power off, so its VMM was ended";
+        if (!vm->rec.exit_known || vm->rec.exit_code != 0 || vm->rec.exit_signal != 0)
+                return "Its VMM has died while it was being stopped";
+        return "The guest has powered off";
+}
+
 void stop_run_gone(VM *vm) {
         Stop *s = vm->stop;
         VMTransition t = s->kill ? TRANSITION_KILLED : s->forced ? TRANSITION_STOP_FORCED : TRANSITION_STOPPED;
@@ -263,10 +273,7 @@ void stop_run_gone(VM *vm) {
         (void) FAULT_POINT("stop.units-gone", 0, 0);
         vm->stop = stop_free(s);
         if (vm->rec.state == VM_STOPPING)
-                (void) vm_transition(vm, t, INTENT_KEEP, "%s",
-                                     t == TRANSITION_KILLED ? "It was killed" :
-                                     t == TRANSITION_STOP_FORCED ? "The guest did not power off, so its VMM was ended" :
-                                                                   "The guest has powered off");
+                (void) vm_transition(vm, t, INTENT_KEEP, "%s", end_sentence(vm, t));
         if (j)
                 job_finish(j, NULL, false);
 }

@@ -155,6 +155,20 @@ def _():
     clean()
 
 
+@test("a boot that is found by mistake starts nothing that runs already")
+def _():
+    # a daemon that had forgotten what it knew started VMs once more
+    ran, other = create("ran", autostart=True), create("other", start=False, autostart=True)
+    pid = ran.pid
+    stop_daemon()
+    os.unlink(LAST_BOOT)
+    mark = boot()
+    other.wait_state("Running")
+    assert (ran.State, ran.pid) == ("Running", pid) and told("starting", mark) == ["other"]
+    assert len([u for u in manager.usage() if u[0] == ran.Id]) == 1
+    clean()
+
+
 @test("OnBoot=resume starts what ran, too, but not what a user has stopped")
 def _():
     names = ["ran", "paused", "stopped", "killed", "off", "kept"]

@@ -68,10 +68,14 @@ def check_good(console):
 
 
 @contextlib.contextmanager
-def hostile(behaviour):
-    """A VM of that behaviour. Afterwards: no traces, the daemon as before, the other VM too, the next start works."""
+def hostile(behaviour, restarts=False):
+    """A VM of that behaviour. Afterwards: no traces, the daemon as before (or another on purpose), the other VM too, the next start
+    works."""
     if good is None:
         configure()
+    if restarts:                                            # for one that has launched something has a socket more
+        systemctl("restart", "vmunitd.service")
+        wait_for(lambda: dict(manager.Backends)["qemu"].get("Version"), 15, "the version of the program", poll=0.05)
     daemon, leader = daemon_pid(), good.pid
     before = snapshot_leftovers()
     with good.open_console() as console:
@@ -88,7 +92,8 @@ def hostile(behaviour):
         check_good(console)
     wait_for(lambda: not strays(), 5, "the end of all of the program's processes", poll=0.05)
     assert_no_leftovers(before)
-    assert daemon_pid() == daemon, "the daemon is another"
+    assert (daemon_pid() == daemon) is not restarts, "the daemon is another"
+    daemon = daemon_pid()
     assert good.pid == leader
     if not SANITIZED:
         now, peak = int(status(daemon, "VmRSS")), int(status(daemon, "VmHWM"))
@@ -296,6 +301,33 @@ def _():
         vm.start()
         vm.kill()
         assert (vm.State, vm.StateReason) == ("Stopped", "killed")
+
+
+@test("Stop of one that refuses the button ends it at once, and has succeeded", timeout=60)
+def _():
+    # a second press of the button was an error elsewhere, and so the stop was none
+    with hostile("refuses-button") as vm:
+        vm.start()
+        begin = time.monotonic()
+        vm.stop(timeout_usec=2**64 - 1)
+        assert time.monotonic() - begin < AT_ONCE * SLOWER
+        assert (vm.State, vm.StateReason, vm.ExitCode) == ("Stopped", "stop-forced", 0)
+
+
+@test("its main thread ends and another goes on: it lives, for each daemon, until it is killed", timeout=60)
+def _():
+    # a zombie whose other threads still held devices was taken for dead
+    with hostile("leader-exits", restarts=True) as vm:
+        vm.start()
+        leader = vm.pid
+        wait_for(lambda: status(leader, "State") == "Z", 5, "the end of its main thread", poll=0.02)
+        assert vm.State == "Running"
+        systemctl("restart", "vmunitd.service")
+        assert (vm.State, vm.pid) == ("Running", leader), vm.last_output()
+        assert "CPUUsageNSec" in vm.stats()
+        vm.kill()
+        assert (vm.State, vm.ExitSignal) == ("Stopped", signal.SIGKILL)
+        assert not os.path.exists(f"/proc/{leader}")
 
 
 @test("systemctl stop of one that is deaf", timeout=60)

@@ -154,9 +154,45 @@ def _():
     assert os.path.isdir(f"/run/vmunit/vms/{vm.Id}")
 
 
+@test("nobody but root comes to the sockets")
+def _():
+    # sockets that everybody could write to until their modes were set
+    vm = fresh()
+    assert os.stat("/run/vmunit-launch.sock").st_mode & 0o7777 == 0o600
+    for path in ("/run/vmunit-launch.sock", f"/run/vmunit/vms/{vm.Id}/qmp", f"/run/vmunit/vms/{vm.Id}/exec"):
+        code = f"""import socket
+for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+    try:
+        socket.socket(socket.AF_UNIX, kind).connect({path!r})
+        raise SystemExit("connected")
+    except PermissionError:
+        pass"""
+        done = subprocess.run(["/usr/bin/python3", "-c", code], user=65534, group=65534, extra_groups=[], capture_output=True,
+                              text=True, check=False, cwd="/")
+        assert done.returncode == 0, (path, done.stderr)
+
+
+@test("no process of a VM is in a service's own cgroup")
+def _():
+    # what stayed in there kept the service from being started again, or died with it
+    fresh()
+    for unit in ("vmunitd.service", "vmunit-launch.service"):
+        assert unit_pids(unit) == [int(unit_property(unit, "MainPID"))], (unit, unit_pids(unit))
+
+
 # Leaks
 
-@test("50 starts and stops leave no descriptor and no memory", timeout=90)
+def children(pid):
+    """Also those that are dead and were not waited for."""
+    found = []
+    for child in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if parent(child) == pid:
+                found.append(child)
+    return found
+
+
+@test("50 starts and stops leave no descriptor, no child and no memory", timeout=90)
 def _():
     vm = fresh()
     vm.kill()
@@ -172,6 +208,8 @@ def _():
         vm.start()
         vm.kill() if i % 2 else vm.stop(timeout_usec=0)
     wait_for(lambda: now() == before, 5, f"the descriptors {before}", poll=0.05)
+    # elsewhere children that nobody waited for looked alive
+    wait_for(lambda: not children(daemon) + children(launcher), 5, "the end of all children", poll=0.05)
     grown = int(status(daemon)["VmRSS"].split()[0]) - memory
     assert grown < 1024, f"the daemon has grown by {grown} kB"
     assert (daemon_pid(), launcher_pid()) == (daemon, launcher)

@@ -429,6 +429,8 @@ def _():
                          (lambda: put(good[:-PAGE]), "is corrupt"),
                          (lambda: sql("PRAGMA user_version = 77"), "upgrade vmunit"),
                          (lambda: sql("PRAGMA application_id = 7"), "not one of vmunit"),
+                         # elsewhere the list was merely shorter when an entry could not be read
+                         (lambda: sql("UPDATE definition SET text = '{}'"), "The VM web in"),
                          (lambda: os.unlink(DATABASE), "is missing")):
         change()
         refused(text)

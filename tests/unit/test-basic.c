@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 #include "basic/fd-util.h"
@@ -164,6 +167,57 @@ static void test_sockets(void) {
         close_many(pair, 2);
 }
 
+/* Elsewhere the path was cut off, and what connected met another socket, or none. */
+static void test_long_socket_paths(void) {
+        char dir[] = "/tmp/test-basic.XXXXXX";
+        _cleanup_free_ char *longest = NULL, *longer = NULL;
+        int fd;
+
+        check(mkdtemp(dir) != NULL);
+        longest = strjoinf("%s/%0*d", dir, (int) (sizeof(((struct sockaddr_un *) NULL)->sun_path) - 2 - strlen(dir)), 0);
+        longer = strjoinf("%s0", longest);
+        is_int(unix_listen(longer, SOCK_STREAM), -ENAMETOOLONG, "a path of %zu bytes is too long for a socket", strlen(longer));
+        is_int(unix_connect(longer, SOCK_STREAM), -ENAMETOOLONG, "… also to connect");
+        is_int(access(longest, F_OK), -1, "… and none was made of its beginning");
+        fd = unix_listen(longest, SOCK_STREAM);
+        ok(fd >= 0 && access(longest, F_OK) == 0, "one of %zu is fine", strlen(longest));
+        safe_close(fd);
+        check(rm_rf(dir) == 0);
+}
+
+static void *sleep_on(void *userdata) {
+        for (;;)
+                (void) pause();
+        return NULL;
+}
+
+/* Its first thread has ended and another goes on: elsewhere that was taken for dead, with devices still in its hands. */
+static void test_zombie_leader(void) {
+        _cleanup_free_ char *path = NULL, *cgroup = NULL, *text = NULL;
+        _cleanup_close_ int fd = -EBADF;
+        uint64_t start;
+        pid_t pid;
+
+        pid = fork();
+        if (pid == 0) {
+                pthread_t thread;
+
+                if (pthread_create(&thread, NULL, sleep_on, NULL) == 0)
+                        (void) syscall(SYS_exit, 0);
+                _exit(1);
+        }
+        fd = pidfd_open_pid(pid);
+        path = strjoinf("/proc/%d/stat", (int) pid);
+        while (!text && read_file_all(path, 4096, &text, NULL) >= 0 && !strstr(text, ") Z ") && !pidfd_dead(fd))
+                text = (free(text), NULL);
+        ok(text && strstr(text, ") Z "), "a zombie");
+        ok(fd >= 0 && !pidfd_dead(fd), "… whose other thread lives is not dead");
+        ok(pid_start_time(pid, &start) == 0 && pid_cgroup(pid, &cgroup) == 0, "… and can be told from others");
+        is_int(pidfd_kill(fd, SIGKILL), 0, "… until it is killed");
+        check(waitid(P_PIDFD, (id_t) fd, &(siginfo_t) {}, WEXITED) == 0);
+        ok(pidfd_dead(fd), "… which it is then");
+}
+
 static void test_processes(void) {
         _cleanup_close_ int fd = -EBADF;
         _cleanup_free_ char *cgroup = NULL;
@@ -206,6 +260,8 @@ int main(void) {
         test_escape();
         test_files();
         test_sockets();
+        test_long_socket_paths();
+        test_zombie_leader();
         test_processes();
         return done_testing();
 }

@@ -169,6 +169,22 @@ static void test_warnings(void) {
                "each with file and line");
 }
 
+/* Elsewhere a pause of zero made a loop of restarts that let nothing else run. */
+static void test_no_pause(void) {
+        _cleanup_free_ char *log = NULL;
+        _cleanup_(config_freep) Config *c = NULL;
+
+        clear();
+        put("/etc/vmunit/vmunit.conf", "[VMUnit]\nRestartSec=0\nRestartMaxDelaySec=0\nRestartResetSec=0\n");
+        c = load(&log);
+        check_defaults(c);
+        is_str(log,
+               AT(2) "RestartSec=0 is not valid, expected a time from 1ms to 1d; ignored\n"
+               AT(3) "RestartMaxDelaySec=0 is not valid, expected a time from 1ms to 1d; ignored\n"
+               AT(4) "RestartResetSec=0 is not valid, expected a time from 1ms to 1d; ignored\n",
+               "a restart without a pause is refused");
+}
+
 static void test_dropins(void) {
         _cleanup_free_ char *log = NULL;
         _cleanup_(config_freep) Config *c = NULL;
@@ -224,6 +240,7 @@ int main(void) {
         test_all();
         test_later_wins();
         test_warnings();
+        test_no_pause();
         test_dropins();
         test_unreadable();
         test_masked();
