@@ -82,6 +82,19 @@ def _():
             assert words(two) == ("Running", "")
 
 
+@test("a port of the host that another VM has: QEMU's words; one that merely wants it holds nothing", timeout=60)
+def _():
+    # ports of VMs that were stopped counted as taken, and those of VMs that ran were found out too late
+    definition = tiny_definition(networks=[{"type": "user", "forward": [{"host": 2282, "guest": 80}]}])
+    with vm_of(definition) as one, vm_of(definition) as two:
+        for runs, wants in ((one, two), (two, one)):
+            runs.start()
+            with expect_error("BackendFailed", "2282"):
+                wants.start()
+            assert words(wants) == FAILED and words(runs) == ("Running", "")
+            runs.kill()
+
+
 @test("a qcow2 runs; one with a backing file, or one that is none, is refused before QEMU sees it")
 def _():
     with scratch() as d:
