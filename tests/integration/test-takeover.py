@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=300 sanitized
+# suite: timeout=400 sanitized
 """The daemon dies in each state of its VMs, and what happens meanwhile: the next one finds all as it is."""
 
 import os
@@ -577,7 +577,7 @@ def _():
             assert not os.path.exists(where)
 
 
-@test("what the daemon knows nothing of it leaves alone when it starts")
+@test("what the daemon knows nothing of it leaves alone when it starts", sanitized=False)
 def _():
     # clean-ups at the start deleted the data of VMs that were merely unknown to a new, or another, database
     manager.list()
@@ -673,7 +673,7 @@ def _():
         kill_daemon()                           # makes them again
 
 
-@test("what the daemon can do without does not keep it from its VMs")
+@test("what the daemon can do without does not keep it from its VMs", sanitized=False)
 def _():
     # a file of mere hints that could not be read was the end of a start
     places = ("/var/lib/vmunit/last-boot", "/var/lib/vmunit/backup", "/etc/vmunit/vmunit.conf", "/etc/vmunit/vmunit.conf.d")
