@@ -20,8 +20,6 @@ struct Start {
         VM *vm;
         unsigned step;
         bool failing;                   /* rolling back */
-        bool was_error;                 /* the state that was before */
-        bool reboot;                    /* it was running before */
         bool canceled;
         VMCall canceled_by;
         bool keep_intent;               /* by a Stop after which it is to run again */

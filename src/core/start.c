@@ -71,7 +71,7 @@ static void start_succeeded(Start *s) {
         vm->start = NULL;
         vm->slice_left = false;
         (void) vm_transition(vm, TRANSITION_STARTED, INTENT_KEEP, "%s", "");
-        if (s->reboot)
+        if (vm->rec.start_from == VM_RUNNING)
                 vm_add_event(vm, "rebooted", NULL, "The guest was rebooted, with a new %s", vm_backend_title(vm));
         start_free(s);
         job_finish(j, NULL, false);
@@ -146,6 +146,10 @@ static void start_tell_death(Start *s) {
                            strempty(output));
 }
 
+bool start_ends_in_error(const VM *vm, bool by_itself) {
+        return by_itself || vm->rec.start_from != VM_STOPPED;
+}
+
 static void start_rolled_back(Start *s) {
         VM *vm = s->vm;
         Job *j = vm->job;
@@ -161,7 +165,7 @@ static void start_rolled_back(Start *s) {
                         sd_bus_error_setf(&s->error, VMUNIT_ERROR_CANCELED, "%s: its start was canceled by %s", vm->rec.name,
                                           vm_call_to_string(s->canceled_by));
         } else {
-                (void) vm_transition(vm, s->was_error || s->reboot || vm->by_itself ? TRANSITION_RESTART_FAILED : TRANSITION_START_FAILED,
+                (void) vm_transition(vm, start_ends_in_error(vm, vm->by_itself) ? TRANSITION_RESTART_FAILED : TRANSITION_START_FAILED,
                                      vm->by_itself ? INTENT_KEEP : false,
                                      "The start failed at the step '%s'; it was rolled back", start_steps[s->step].name);
         }
@@ -325,8 +329,6 @@ static int begin(VM *vm, bool reboot) {
                 return -ENOMEM;
         *s = (Start) {
                 .vm = vm,
-                .was_error = vm->rec.state == VM_ERROR,
-                .reboot = reboot,
                 .error = SD_BUS_ERROR_NULL,
                 .exec_fd = -EBADF,
                 .control_fd = -EBADF,

@@ -61,6 +61,7 @@ static const char *const migrations[] = {
         "CREATE UNIQUE INDEX usage_open ON usage (vm_id) WHERE end_usec IS NULL;"
         "CREATE INDEX usage_end ON usage (end_usec);"
         "CREATE TABLE counter (name TEXT PRIMARY KEY NOT NULL, next INTEGER NOT NULL);",
+        "ALTER TABLE vm ADD COLUMN start_from TEXT NOT NULL DEFAULT 'Stopped';",
 };
 
 #define SCHEMA_VERSION ((int) ELEMENTSOF(migrations))

@@ -12,13 +12,13 @@ static const char *const statement_table[_STATEMENT_MAX] = {
         [STATEMENT_ROLLBACK] = "ROLLBACK",
         [STATEMENT_INSERT_VM] =
                 "INSERT INTO vm (id, name, created, owner, backend, intent, state, reason, message, state_since, "
-                "started, boot_id, exit_known, exit_code, exit_signal, restart_count, restart_at) "
-                "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+                "started, boot_id, exit_known, exit_code, exit_signal, restart_count, restart_at, start_from) "
+                "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
         [STATEMENT_INSERT_DEFINITION] = "INSERT INTO definition (vm_id, text, next_text) VALUES (?1, ?2, ?3)",
         [STATEMENT_UPDATE_VM] =
                 "UPDATE vm SET owner = ?2, backend = ?3, intent = ?4, state = ?5, reason = ?6, message = ?7, "
                 "state_since = ?8, started = ?9, boot_id = ?10, exit_known = ?11, exit_code = ?12, exit_signal = ?13, "
-                "restart_count = ?14, restart_at = ?15 WHERE id = ?1",
+                "restart_count = ?14, restart_at = ?15, start_from = ?16 WHERE id = ?1",
         /* most transitions leave it alone, and it may be large */
         [STATEMENT_UPDATE_DEFINITION] =
                 "UPDATE definition SET text = ?2, next_text = ?3 "
@@ -254,11 +254,11 @@ int store_end(Store *s, int r) {
 int store_insert_vm(Store *s, VMRecord *r) {
         int k;
 
-        k = store_write(s, STATEMENT_INSERT_VM, NULL, "ssiisisssiisiiiii", r->id, r->name, (int64_t) r->created,
+        k = store_write(s, STATEMENT_INSERT_VM, NULL, "ssiisisssiisiiiiis", r->id, r->name, (int64_t) r->created,
                         (int64_t) r->owner, r->backend, (int64_t) r->intent, vm_state_to_string(r->state),
                         strempty(r->reason), strempty(r->message), (int64_t) r->state_since, (int64_t) r->started,
                         r->boot_id, (int64_t) r->exit_known, (int64_t) r->exit_code, (int64_t) r->exit_signal,
-                        (int64_t) r->restart_count, (int64_t) r->restart_at);
+                        (int64_t) r->restart_count, (int64_t) r->restart_at, vm_state_to_string(r->start_from));
         if (k < 0)
                 return k;
         r->seq = (uint64_t) sqlite3_last_insert_rowid(s->db);
@@ -269,11 +269,11 @@ int store_insert_vm(Store *s, VMRecord *r) {
 int store_update_vm(Store *s, const VMRecord *r) {
         int k;
 
-        k = store_write(s, STATEMENT_UPDATE_VM, NULL, "sisisssiisiiiii", r->id, (int64_t) r->owner, r->backend,
+        k = store_write(s, STATEMENT_UPDATE_VM, NULL, "sisisssiisiiiiis", r->id, (int64_t) r->owner, r->backend,
                         (int64_t) r->intent, vm_state_to_string(r->state), strempty(r->reason), strempty(r->message),
                         (int64_t) r->state_since, (int64_t) r->started, r->boot_id, (int64_t) r->exit_known,
                         (int64_t) r->exit_code, (int64_t) r->exit_signal, (int64_t) r->restart_count,
-                        (int64_t) r->restart_at);
+                        (int64_t) r->restart_at, vm_state_to_string(r->start_from));
         if (k < 0)
                 return k;
         if (sqlite3_changes(s->db) == 0)
@@ -327,7 +327,8 @@ static int read_record(sqlite3_stmt *st, VMRecord *ret) {
                 return r;
 
         c.state = vm_state_from_string((const char *) sqlite3_column_text(st, 7));
-        if ((int) c.state < 0)
+        c.start_from = vm_state_from_string((const char *) sqlite3_column_text(st, 19));
+        if ((int) c.state < 0 || (int) c.start_from < 0)
                 return -EBADMSG;
 
         c.owner = sqlite3_column_int64(st, 2);
@@ -340,7 +341,7 @@ static int read_record(sqlite3_stmt *st, VMRecord *ret) {
         c.exit_signal = sqlite3_column_int(st, 16);
         c.restart_count = sqlite3_column_int64(st, 17);
         c.restart_at = sqlite3_column_int64(st, 18);
-        c.seq = (uint64_t) sqlite3_column_int64(st, 19);
+        c.seq = (uint64_t) sqlite3_column_int64(st, 20);
 
         *ret = c;
         c = (VMRecord) {};
@@ -354,7 +355,7 @@ int store_foreach_vm(Store *s, int (*cb)(VMRecord *r, void *userdata), void *use
         /* LEFT: a VM whose definition is missing is an error, not a VM less */
         r = store_walk_new(s, "SELECT id, name, owner, text, next_text, backend, intent, state, reason, message, "
                               "state_since, created, started, boot_id, exit_known, exit_code, exit_signal, "
-                              "restart_count, restart_at, seq FROM vm LEFT JOIN definition ON vm_id = id ORDER BY seq",
+                              "restart_count, restart_at, start_from, seq FROM vm LEFT JOIN definition ON vm_id = id ORDER BY seq",
                            &st, "");
         if (r < 0)
                 return r;

@@ -43,6 +43,7 @@ typedef struct VMRecord {
         int exit_code, exit_signal;
         unsigned restart_count;
         uint64_t restart_at;    /* 0: none planned */
+        VMState start_from;     /* in which state the last start began; Running: it is a reboot's */
 } VMRecord;
 
 void vm_record_done(VMRecord *r);

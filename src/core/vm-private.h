@@ -75,6 +75,8 @@ void relaunch_run_gone(VM *vm);
 int start_begin(VM *vm);
 /* The same from Stopping, for a reboot whose job is there already */
 int start_begin_again(VM *vm);
+/* Where a start that failed leads to: back to Error, or there because nobody waits for it, or its VM was running */
+bool start_ends_in_error(const VM *vm, bool by_itself);
 /* The run is what a start has built, not what is left of the last one. */
 bool start_owns_run(const VM *vm);
 /* cb: told when it is rolled back; by: CALL_STOP, CALL_KILL or CALL_REMOVE_FORCE */

@@ -468,16 +468,15 @@ int vm_find_run(VM *vm) {
         return r < 0 ? r : run_find(vm->run, vm->manager->boot_id);
 }
 
-/* Nobody waits for it any more, but a restart policy goes on, and what is to run after a boot of the host is not forgotten. */
+/* Nobody waits for it any more, but a restart policy and a reboot go on, and what is to run after a boot of the host is not forgotten. */
 static void start_interrupted(VM *vm) {
         const Config *c = vm->manager->config;
+        bool by_itself = vm->rec.restart_count > 0 || vm->rec.start_from == VM_RUNNING;
 
-        if (vm->rec.restart_count == 0) {
-                (void) vm_transition(vm, TRANSITION_START_FAILED, false, "vmunitd was interrupted while it started");
-                return;
-        }
-        (void) vm_transition(vm, TRANSITION_RESTART_FAILED, INTENT_KEEP, "vmunitd was interrupted while it started");
-        if (vm->definition->restart_policy == RESTART_NO && vm->rec.restart_count < vm->definition->restart_max)
+        (void) vm_transition(vm, start_ends_in_error(vm, by_itself) ? TRANSITION_RESTART_FAILED : TRANSITION_START_FAILED,
+                             by_itself ? INTENT_KEEP : false, "vmunitd was interrupted while it started");
+        if (by_itself && vm->rec.restart_at == 0 && vm->definition->restart_policy == RESTART_NO &&
+            vm->rec.restart_count < vm->definition->restart_max)
                 (void) restart_plan_start(vm, now_realtime() + c->restart_usec, vm->rec.restart_count);
 }
 

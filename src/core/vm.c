@@ -328,6 +328,8 @@ static int transition_next(VM *vm, VMTransition t, int intent, const char *messa
         }
         if (r >= 0)
                 restart_plan(vm, t, next);
+        if (to == VM_STARTING)
+                next->start_from = t == TRANSITION_REBOOT ? VM_RUNNING : vm->rec.state;
         if (t == TRANSITION_START)
                 memcpy(next->boot_id, vm->manager->boot_id, sizeof(next->boot_id));
         if (t == TRANSITION_STARTED)

@@ -419,6 +419,15 @@ def op_start_failed(c):
         os.rename(DISK + ".away", DISK)
 
 
+def op_start_from_error(c):
+    """A start of an Error, asked for by somebody, leaves it an Error."""
+    c.create(start=True)
+    c.dead_vmm()
+    c.settle()
+    c.fire(c.vm.start_async)
+    c.expect(("Error", "start-failed"), error=True)
+
+
 def op_start_twice(c):
     """A daemon that dies while it takes over from one that died."""
     c.create()
@@ -505,7 +514,8 @@ OPERATIONS = [
     ("boot.*", op_boot), ("takeover.*", op_takeover), ("commit.host-reboot.*", op_host_reboot),
 ]
 # Points that a second way leads to
-MORE = [("job.number", op_refused), ("job.number", op_start_next), ("commit.start.before", op_start_next), ("commit.start-failed.*", op_start_twice), ("exit.*", op_crash), ("run.gone", op_crash)]
+MORE = [("commit.start.after", op_start_from_error), ("start.scope.waiting", op_start_from_error),
+        ("start.exec.waiting", op_start_from_error), ("job.number", op_refused), ("job.number", op_start_next), ("commit.start.before", op_start_next), ("commit.start-failed.*", op_start_twice), ("exit.*", op_crash), ("run.gone", op_crash)]
 # What always runs, beside the day's part
 FIXED = ("start.scope.waiting kill-daemon", "start.fork.after kill-vmm", "start.usage ENOSPC", "start.go kill-daemon",
          "start.exec.after kill-daemon", "start.launch.after EIO", "start.connect.before hang", "start.clear.after hang",

@@ -560,6 +560,21 @@ def _():
                 assert words(vm) == expected, words(vm)
 
 
+@test("a start cut off in the middle of a reboot is made again", timeout=60)
+def _():
+    with vm_of() as vm:
+        vm.start()
+        vm.kill()
+        identity = vm.Id
+        with database() as db:
+            db.execute("UPDATE vm SET state = 'Starting', reason = '', start_from = 'Running', intent = 1 WHERE id = ?", (identity,))
+        vm.wait_state("Running")
+        assert words(vm) == ("Running", "") and vmm_count() == 1
+        vm.kill()
+        kill_daemon()
+        assert words(vm) == ("Stopped", "killed") and vm.RestartAtUSec == 0
+
+
 @test("what an earlier crash has left in the VM's directory hinders no start", timeout=60)
 def _():
     # incus c8956c30a8: leftover sockets at start; cocoon #202; my_hypervisor (e)

@@ -94,7 +94,7 @@ static void test_record(void) {
                 .name = r.name, .definition = r.definition, .next_definition = next, .backend = backend,
                 .reason = reason, .message = message, .owner = UINT32_MAX - 1, .intent = true, .state = VM_ERROR,
                 .state_since = 1, .created = 1001, .started = 2, .exit_known = true, .exit_code = -1, .exit_signal = 9,
-                .restart_count = UINT32_MAX, .restart_at = UINT64_MAX,
+                .restart_count = UINT32_MAX, .restart_at = UINT64_MAX, .start_from = VM_ERROR,
         };
         strcpy(r.id, a.id);
         strcpy(r.boot_id, "01234567-0123-0123-0123-0123456789ab");
@@ -114,7 +114,7 @@ static void test_record(void) {
         ok(b.owner == r.owner && b.intent && b.state == VM_ERROR, "owner, intent, state");
         ok(b.state_since == 1 && b.created == 1001 && b.started == 2, "times");
         ok(b.exit_known && b.exit_code == -1 && b.exit_signal == 9, "exit status");
-        ok(b.restart_count == UINT32_MAX && b.restart_at == UINT64_MAX, "restarts");
+        ok(b.restart_count == UINT32_MAX && b.restart_at == UINT64_MAX && b.start_from == VM_ERROR, "restarts");
 
         vm_record_done(&a);
         is_int(vm_record_copy(&b, &a), 0, "a copy");
@@ -592,11 +592,16 @@ static void test_wrong_database(void) {
         refused(-EOPNOTSUPP, "upgrade vmunit", "a newer schema");
         check(foreign("PRAGMA user_version = 0") == SQLITE_OK);
         refused(-EBADMSG, "not one of vmunit", "no version");
-        check(foreign("PRAGMA user_version = 1; PRAGMA application_id = 1") == SQLITE_OK);
+        check(foreign("PRAGMA user_version = 2; PRAGMA application_id = 1") == SQLITE_OK);
         refused(-EBADMSG, "not one of vmunit", "another program's");
         check(foreign("PRAGMA application_id = 0x766d756e") == SQLITE_OK);
         s = open_store();
         is_int(vms(s), 40, "nothing was changed by all that");
+        s = store_close(s);
+
+        check(foreign("ALTER TABLE vm DROP COLUMN start_from; PRAGMA user_version = 1") == SQLITE_OK);
+        s = open_store();
+        is_int(vms(s), 40, "one of the first version is taken over");
         s = store_close(s);
 
         check(foreign("UPDATE vm SET state = 'Bored' WHERE name = 'vm7'") == SQLITE_OK);
