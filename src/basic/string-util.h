@@ -55,8 +55,8 @@ static inline void strv_freep(char ***l) {
  * surrogate, nothing above U+10FFFF) or n is 0. */
 size_t utf8_char_length(const void *p, size_t n);
 
-/* Makes bytes that a VMM or guest wrote fit for a log: control characters and broken UTF-8 become \xNN, the result has at
- * most max bytes (the end is kept, for the last words say what went wrong). NULL when there is no memory. */
+/* Makes bytes that a VMM or guest wrote fit for a log: control characters but \n and broken UTF-8 become \xNN, the result has
+ * at most max bytes (the end is kept, for the last words say what went wrong). NULL when there is no memory. */
 char *escape_untrusted(const void *bytes, size_t n, size_t max);
 
 /* How many single edits (insert, delete, replace, swap of neighbours) lie between two words; for "did you mean". */
