@@ -760,7 +760,7 @@ def _():
         vm.start()
         vm.wait_log(b"TINY-UP")
         with vm.open_console() as console:
-            for n in range(40):
+            for n in range(21):
                 echoed(console, b"%02d" % n + b"-" * 198)
             echoed(console, b"done")
         vm.wait_log(b"done")

@@ -20,7 +20,7 @@ DATABASE = STATE + "/vmunit.db"
 BALLAST = STATE + "/ballast"
 BACKUP = STATE + "/backup"
 PAGE = 4096
-KILLS = 100
+KILLS = 100 if os.environ.get("VMUNIT_ALL") else 40
 SEED = 20260611
 
 manager = Manager()

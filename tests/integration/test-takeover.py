@@ -220,7 +220,7 @@ def _():
             if seen:
                 with contextlib.suppress(Timeout):
                     wait_for(lambda: vm.path and any(s.member == "PropertiesChanged" and s.args[1].get("Stage") == seen
-                                                     for s in signals[mark:]), 3)
+                                                     for s in signals[mark:]), 0.4)
             else:
                 vm.wait_state("Running")
             os.kill(pid, signal.SIGKILL)
