@@ -35,8 +35,8 @@ static int refuse_dead_keys(VM *vm, char *const *paths, sd_bus_error *error) {
                                  strempty(list));
 }
 
-static int write_record(VM *vm, const char *json, const char *next_json, const char *backend) {
-        VMRecord next;
+static int write_record(VM *vm, const char *json, const char *next_json, const char *backend, const char *sentence) {
+        _cleanup_(vm_record_done) VMRecord next = {};
         int r;
 
         r = vm_record_copy(&vm->rec, &next);
@@ -50,15 +50,9 @@ static int write_record(VM *vm, const char *json, const char *next_json, const c
         if (r >= 0)
                 r = FAULT_POINT("update.write", FAULT_FAILS | FAULT_VMM, vm_leader_pid(vm));
         if (r >= 0)
-                r = vm_write_record(vm, &next, 0);
+                r = vm_replace_record(vm, &next, "updated", sentence);
         (void) FAULT_POINT("update.written", FAULT_VMM, vm_leader_pid(vm));
-        if (r < 0) {
-                vm_record_done(&next);
-                return r;
-        }
-        vm_record_done(&vm->rec);
-        vm->rec = next;
-        return 0;
+        return r;
 }
 
 /* Makes d the definition. */
@@ -68,7 +62,7 @@ static int adopt(VM *vm, Definition *d, const char *next_json, const VMMOps *ops
 
         r = definition_format(d, &json);
         if (r >= 0)
-                r = write_record(vm, json, next_json, ops ? backend_to_string(ops->backend) : NULL);
+                r = write_record(vm, json, next_json, ops ? backend_to_string(ops->backend) : NULL, "Its definition was changed");
         if (r < 0)
                 return r;
 
@@ -79,7 +73,6 @@ static int adopt(VM *vm, Definition *d, const char *next_json, const VMMOps *ops
         if (vm->rec.restart_at > 0 && d->restart_policy == RESTART_NO)
                 (void) restart_cancel(vm, false);
         vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", "VSockCID", "Backend", NULL);
-        vm_add_event(vm, "updated", NULL, "Its definition was changed");
         return 0;
 }
 
@@ -117,11 +110,8 @@ static int update_next_start(VM *vm, const char *patch, sd_bus_error *error) {
         r = merge_next(vm, patch, &next, error);
         if (r < 0)
                 return r;
-        r = write_record(vm, vm->rec.definition, next, vm->rec.backend);
-        if (r < 0)
-                return write_error(r, error);
-        vm_add_event(vm, "updated", NULL, "Its definition will change at the next start");
-        return 0;
+        r = write_record(vm, vm->rec.definition, next, vm->rec.backend, "Its definition will change at the next start");
+        return r < 0 ? write_error(r, error) : 0;
 }
 
 /* What an earlier update has stored for the next start is part of the definition from now on. */
@@ -146,27 +136,13 @@ static int update_dead(VM *vm, const char *patch, sd_bus_error *error) {
         return 0;
 }
 
-static void on_resources_set(void *userdata, const sd_bus_error *error) {
-        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
-        VM *vm = userdata;
-        Definition *d = TAKE_PTR(vm->update);
-        _cleanup_free_ char *next = TAKE_PTR(vm->update_next);
-        int r;
-
+/* Also of what was not adopted */
+static void update_finish(VM *vm, const sd_bus_error *error, bool canceled) {
         vm->update_call = systemd_call_free(vm->update_call);
-        (void) FAULT_POINT("update.resources-set", FAULT_VMM, vm_leader_pid(vm));
-        if (error)
-                sd_bus_error_setf(&e, VMUNIT_ERROR_BACKEND_FAILED, "%s: resources: systemd refuses them: %s", vm->rec.name,
-                                  error->message ?: error->name);
-        else {
-                r = adopt(vm, d, next, vm->ops);
-                if (r < 0)
-                        (void) write_error(r, &e);
-        }
-        if (sd_bus_error_is_set(&e))
-                definition_free(d);
+        definition_free(TAKE_PTR(vm->update));
+        free(TAKE_PTR(vm->update_next));
         if (vm->job && vm->job->call == CALL_UPDATE)
-                job_finish(vm->job, sd_bus_error_is_set(&e) ? &e : NULL, false);
+                job_finish(vm->job, error, canceled);
 }
 
 void update_end(VM *vm, const char *error_name, const char *message) {
@@ -174,12 +150,57 @@ void update_end(VM *vm, const char *error_name, const char *message) {
 
         if (!vm->update_call)
                 return;
-        vm->update_call = systemd_call_free(vm->update_call);
-        definition_free(TAKE_PTR(vm->update));
-        free(TAKE_PTR(vm->update_next));
         sd_bus_error_setf(&e, error_name, "%s: %s", vm->rec.name, message);
-        if (vm->job && vm->job->call == CALL_UPDATE)
-                job_finish(vm->job, &e, streq(error_name, VMUNIT_ERROR_CANCELED));
+        update_finish(vm, &e, streq(error_name, VMUNIT_ERROR_CANCELED));
+}
+
+static void on_taken_back(void *userdata, const sd_bus_error *error) {
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+        VM *vm = userdata;
+
+        if (error)
+                vm_log(vm, LOG_ERR, "its slice keeps limits that its definition does not have: %s", error->message ?: error->name);
+        (void) write_error(vm->update_error, &e);
+        update_finish(vm, &e, false);
+}
+
+static int append_back(sd_bus_message *m, void *userdata) {
+        VM *vm = userdata;
+
+        return resources_append_change(&vm->update->resources, &vm->definition->resources, m);
+}
+
+/* The limits are the slice's, but can't be the definition's. */
+static void take_back(VM *vm, int error) {
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+        int r;
+
+        vm->update_error = error;
+        r = systemd_set_properties(vm->manager->systemd, vm->slice, append_back, vm, on_taken_back, vm, &vm->update_call);
+        if (r < 0)
+                on_taken_back(vm, (sd_bus_error_set_errno(&e, r), &e));
+}
+
+static void on_resources_set(void *userdata, const sd_bus_error *error) {
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+        VM *vm = userdata;
+        int r;
+
+        vm->update_call = systemd_call_free(vm->update_call);
+        (void) FAULT_POINT("update.resources-set", FAULT_VMM, vm_leader_pid(vm));
+        if (error) {
+                sd_bus_error_setf(&e, VMUNIT_ERROR_BACKEND_FAILED, "%s: resources: systemd refuses them: %s", vm->rec.name,
+                                  error->message ?: error->name);
+                update_finish(vm, &e, false);
+                return;
+        }
+        r = adopt(vm, vm->update, vm->update_next, vm->ops);
+        if (r < 0) {
+                take_back(vm, r);
+                return;
+        }
+        vm->update = NULL;
+        update_finish(vm, NULL, false);
 }
 
 static int append_change(sd_bus_message *m, void *userdata) {

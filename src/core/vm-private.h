@@ -30,6 +30,8 @@ void vm_add_event(VM *vm, const char *type, json_object *details, const char *fo
 int vm_transition(VM *vm, VMTransition t, int intent, const char *format, ...) _printf_(4, 5);
 /* Writes a record in a transaction of its own. usage_end: when its interval of usage has ended, 0: leave it. */
 int vm_write_record(VM *vm, const VMRecord *next, uint64_t usage_end);
+/* The same with a row of history; then next is the record, whose content was taken over. */
+int vm_replace_record(VM *vm, VMRecord *next, const char *event_type, const char *sentence);
 /* Writes the record again, if it is not in the store as it is in memory. */
 int vm_save(VM *vm);
 /* Sets an error for a write that failed: NoSpace with what to do, or a failure. Gives r back. */

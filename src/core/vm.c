@@ -274,7 +274,8 @@ static int open_missing_usage(VM *vm, const VMRecord *next, uint64_t usec) {
         return store_open_usage(s, next, usec, vm->manager->boot_id, vm->run->invocation_id);
 }
 
-static int transition_write(VM *vm, const VMRecord *next, Event *ev, uint64_t *ret_id) {
+/* Record, event and usage, in one transaction */
+static int write_all(VM *vm, const VMRecord *next, const Event *ev, uint64_t *ret_id) {
         Store *s = vm->manager->store;
         int r;
 
@@ -381,7 +382,7 @@ int vm_transition(VM *vm, VMTransition t, int intent, const char *format, ...) {
                      .message = *message ? message : state_sentence(next.state), .details = details };
         r = FAULT_POINT_NAMED("commit", vm_transition_to_string(t), "before", vm_leader_pid(vm));
         if (r >= 0)
-                r = transition_write(vm, &next, &ev, &id);
+                r = write_all(vm, &next, &ev, &id);
         (void) FAULT_POINT_NAMED("commit", vm_transition_to_string(t), "after", vm_leader_pid(vm));
         if (r < 0 && must_be_durable(t)) {
                 vm_record_done(&next);
@@ -419,6 +420,24 @@ int vm_write_record(VM *vm, const VMRecord *next, uint64_t usage_end) {
         if (r >= 0 && usage_end > 0)
                 r = store_close_usage(s, next->id, usage_end);
         return store_end(s, r);
+}
+
+int vm_replace_record(VM *vm, VMRecord *next, const char *event_type, const char *sentence) {
+        Event ev = { .usec = now_realtime(), .vm_id = next->id, .vm_name = next->name, .type = event_type, .message = sentence };
+        uint64_t id = 0;
+        int r;
+
+        r = write_all(vm, next, &ev, &id);
+        if (r < 0)
+                return r;
+        vm_record_done(&vm->rec);
+        vm->rec = *next;
+        *next = (VMRecord) {};
+        vm->unsaved = false;
+        ev.vm_id = vm->rec.id;
+        vm_tell_event(vm, &ev, id);
+        vm_log_fields(vm, LOG_INFO, MESSAGE_VM_EVENT, NULL, "%s", sentence);
+        return 0;
 }
 
 int vm_save(VM *vm) {

@@ -48,6 +48,7 @@ struct VM {
         Definition *update;             /* what an update under way will make of the definition */
         char *update_next;              /* … and of the one for the next start */
         SystemdCall *update_call;
+        int update_error;               /* why its limits are taken back */
 };
 
 /* Whether a VMM of this VM lives: its pidfd and scope were proven, and it has not ended. */
