@@ -23,7 +23,8 @@ typedef struct LaunchHeader {
 enum {
         LAUNCH_OPEN_WRITE = 1 << 0,
         LAUNCH_OPEN_DIRECTORY = 1 << 1,
-        _LAUNCH_OPEN_ALL = LAUNCH_OPEN_WRITE | LAUNCH_OPEN_DIRECTORY,
+        LAUNCH_OPEN_LOCK = 1 << 2, /* nobody who looks for locks writes to it as long as the fd is open, or reads it if it is to be written */
+        _LAUNCH_OPEN_ALL = LAUNCH_OPEN_WRITE | LAUNCH_OPEN_DIRECTORY | LAUNCH_OPEN_LOCK,
 };
 
 typedef struct OpenRequest {
@@ -35,7 +36,7 @@ typedef struct OpenRequest {
 typedef struct OpenReply {
         LaunchHeader header;
         int32_t error;          /* negative errno or 0; -EISDIR, -ENOTDIR, -ESPIPE: a FIFO, -ENXIO: a socket, -ENOTBLK: a
-                                 * character device, -EBUSY: too many opens of this owner hang */
+                                 * character device, -EBUSY: too many opens of this owner hang, -EAGAIN: locked by somebody else */
         uint32_t mode;          /* st_mode, as the opener saw it */
         uint64_t size;
         uint32_t head_size;     /* bytes in head: what the file begins with, read by who opened it */

@@ -23,6 +23,15 @@ static int check_kind(mode_t mode, bool directory) {
         }
 }
 
+/* QEMU's own locks are on bytes from 100 on, and each of its readers would see a reader there. */
+int lock_image(int fd, bool write) {
+        struct flock lock = { .l_type = write ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET, .l_len = write ? 0 : 1 };
+
+        if (fcntl(fd, F_OFD_SETLK, &lock) < 0 && (errno == EAGAIN || errno == EACCES))
+                return -EAGAIN;
+        return 0;
+}
+
 /* What it is is found out before it is opened: to open a tape or a FIFO does something already. */
 int open_checked(const char *path, bool write, bool directory, struct stat *ret_st) {
         _cleanup_close_ int fd = -EBADF, real = -EBADF;

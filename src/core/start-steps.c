@@ -243,7 +243,8 @@ static void on_opened(void *userdata, int error, int fd, const OpenReply *reply)
         c->fd = fd;
         if (error < 0) {
                 (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't open %s: %s", f->key, f->path,
-                                   error == -EPIPE ? "the launcher has died" : strerror(-error));
+                                   error == -EPIPE ? "the launcher has died" :
+                                   error == -EAGAIN ? "somebody else has a lock on it" : strerror(-error));
                 start_fail(s);
                 return;
         }
@@ -256,12 +257,12 @@ static void on_opened(void *userdata, int error, int fd, const OpenReply *reply)
 
 static int open_file(Start *s, size_t i) {
         const LaunchFd *f = &s->plan->fds[i];
+        unsigned flags = (f->writable ? LAUNCH_OPEN_WRITE : 0) | (f->lock ? LAUNCH_OPEN_LOCK : 0);
 
         if (f->type != LAUNCH_FD_FILE)
                 return 0;
         s->n_pending++;
-        return launch_open(s->vm->manager->event, f->path, s->vm->rec.owner, f->writable ? LAUNCH_OPEN_WRITE : 0,
-                           LAUNCHER_TIMEOUT_USEC, on_opened, &s->opens[i], &s->opens[i].call);
+        return launch_open(s->vm->manager->event, f->path, s->vm->rec.owner, flags, LAUNCHER_TIMEOUT_USEC, on_opened, &s->opens[i], &s->opens[i].call);
 }
 
 static int ask_launcher(Start *s) {

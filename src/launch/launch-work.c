@@ -14,12 +14,12 @@
 static int open_request(const Request *r, struct stat *ret_st) {
         const OpenRequest *q = (const OpenRequest *) r->header;
         size_t room = r->size - MIN(r->size, sizeof(*q)), length;
-        int k;
+        int fd, k;
 
         if (r->refused < 0)
                 return r->refused;
         if (r->n_fds > 0 || room == 0 || (q->flags & ~(unsigned) _LAUNCH_OPEN_ALL) ||
-            q->flags == _LAUNCH_OPEN_ALL)
+            ((q->flags & LAUNCH_OPEN_DIRECTORY) && q->flags != LAUNCH_OPEN_DIRECTORY))
                 return -EINVAL;
         length = strnlen(q->path, room);
         if (length >= PATH_MAX)
@@ -32,7 +32,11 @@ static int open_request(const Request *r, struct stat *ret_st) {
                 return k;
         /* A change of ids has cleared it. */
         (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-        return open_checked(q->path, q->flags & LAUNCH_OPEN_WRITE, q->flags & LAUNCH_OPEN_DIRECTORY, ret_st);
+        fd = open_checked(q->path, q->flags & LAUNCH_OPEN_WRITE, q->flags & LAUNCH_OPEN_DIRECTORY, ret_st);
+        k = fd >= 0 && (q->flags & LAUNCH_OPEN_LOCK) ? lock_image(fd, q->flags & LAUNCH_OPEN_WRITE) : 0;
+        if (k < 0)
+                safe_close(fd);
+        return k < 0 ? k : fd;
 }
 
 void open_run(int sock, const Request *r) {

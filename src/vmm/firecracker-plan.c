@@ -98,6 +98,7 @@ static int append_disk(Context *c, json_object *list, size_t i) {
         fd = launch_plan_add_file(c->plan, disk->path, !disk->readonly, "disks[%zu].path", i);
         if (fd < 0)
                 return fd;
+        c->plan->fds[fd - VMM_FD_FIRST].lock = true;
         if (!json_put_string(o, "drive_id", disk->name) ||
             !put_fd(o, "path_on_host", fd) ||
             !json_put_bool(o, "is_root_device", false) || /* else it would add to the command line */

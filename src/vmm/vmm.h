@@ -28,6 +28,7 @@ typedef struct LaunchFd {
         char *key;              /* of a file: its path in the definition, for messages: "disks[0].path" */
         char *path;
         bool writable;
+        bool lock;              /* the VMM does not lock it */
 } LaunchFd;
 
 /* What is to be executed, made by a pure function. */

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=200 sanitized
+# suite: timeout=200 sanitized backends=qemu,firecracker
 """Starts that fail or hang: the caller hears why, nothing is left, and the next start works."""
 
 import os
@@ -80,9 +80,18 @@ def _():
             one.stop()
             two.start()
             assert words(two) == ("Running", "")
+            if BACKEND != "qemu":               # whatever else uses it
+                with vm_of({**definition, "backend": "qemu"}) as other:
+                    with expect_error("BackendFailed", "lock"):
+                        other.start()
+        definition["disks"][0]["readonly"] = True
+        with vm_of(definition) as one, vm_of(definition) as two:
+            one.start()
+            two.start()
 
 
-@test("a port of the host that another VM has: QEMU's words; one that merely wants it holds nothing", timeout=60)
+@test("a port of the host that another VM has: QEMU's words; one that merely wants it holds nothing", timeout=60,
+      not_on={"firecracker cloud-hypervisor": "it has no user mode network"})
 def _():
     # ports of VMs that were stopped counted as taken, and those of VMs that ran were found out too late
     definition = tiny_definition(networks=[{"type": "user", "forward": [{"host": 2282, "guest": 80}]}])
@@ -95,7 +104,8 @@ def _():
             runs.kill()
 
 
-@test("a qcow2 runs; one with a backing file, or one that is none, is refused before QEMU sees it")
+@test("a qcow2 runs; one with a backing file, or one that is none, is refused before QEMU sees it",
+      not_on={"firecracker": "it reads raw images alone, and no others are created"})
 def _():
     with scratch() as d:
         for arguments in (["good.qcow2", "1M"], ["-b", "good.qcow2", "-F", "qcow2", "child.qcow2"]):
@@ -177,17 +187,21 @@ def _():
 
 @test("no accelerator is asked for, or no program is there", timeout=60)
 def _():
-    with vm_of(tiny_definition(accel="tcg")) as vm:
-        vm.start()
-        with open(f"/proc/{vm.LeaderPID}/cmdline", "rb") as f:
-            assert b"tcg" in f.read()
+    if BACKEND == "qemu":
+        with vm_of(tiny_definition(accel="tcg")) as vm:
+            vm.start()
+            with open(f"/proc/{vm.LeaderPID}/cmdline", "rb") as f:
+                assert b"tcg" in f.read()
+    else:
+        with expect_error("NotSupported", begins="accel: "):
+            manager.create("slow", tiny_definition(accel="tcg"))
     with vm_of() as vm:
-        with configured(QEMU="/nonexistent/qemu"):
+        with configured(**{KEY: "/nonexistent/vmm"}):
             with expect_error("BackendUnavailable"):
                 vm.start()
             assert vm.State == "Stopped" and usage_of(vm) == []
-            qemu = dict(manager.Backends)["qemu"]
-            assert not qemu["Usable"] and qemu["Reason"], qemu
+            info = dict(manager.Backends)[BACKEND]
+            assert not info["Usable"] and info["Reason"], info
         vm.start()
 
 
@@ -199,10 +213,14 @@ def _():
         os.rename("/dev/kvm", "/dev/kvm.away")      # the box's own
     try:
         with vm_of(tiny_definition(accel="kvm")) as vm:
-            with expect_error("BackendUnavailable", "accel: "):
+            with expect_error("BackendUnavailable", "accel: " if BACKEND == "qemu" else "/dev/kvm"):
                 vm.start()
             assert words(vm) == FAILED and usage_of(vm) == []
             vm.update({"accel": "auto"})
+            if BACKEND != "qemu":               # which needs it
+                with expect_error("BackendUnavailable", "/dev/kvm"):
+                    vm.start()
+                return
             vm.start()
             with open(f"/proc/{vm.LeaderPID}/cmdline", "rb") as f:
                 assert b"kvm" not in f.read()
@@ -216,10 +234,11 @@ def _():
     # a file was checked, and then read a second time by its name
     with scratch() as d, fake_vmm("gate") as fake:
         shutil.copy(TINY, d + "/kernel")
+        kind = "raw" if BACKEND == "firecracker" else "qcow2"
         for image in ("good", "child"):
-            more = [] if image == "good" else ["-b", TINY, "-F", "raw"]
-            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *more, f"{d}/{image}.qcow2", "1M"], check=True)
-        with vm_of(tiny_definition(boot={"kernel": d + "/kernel"}, disks=[{"path": d + "/good.qcow2", "format": "qcow2"}])) as vm:
+            more = [] if image == "good" or kind == "raw" else ["-b", TINY, "-F", "raw"]
+            subprocess.run(["qemu-img", "create", "-q", "-f", kind, *more, f"{d}/{image}.qcow2", "1M"], check=True)
+        with vm_of(tiny_definition(boot={"kernel": d + "/kernel"}, disks=[{"path": d + "/good.qcow2", "format": kind}])) as vm:
             start = vm.start_async()
             wait_for(lambda: vm.LeaderPID, poll=0.02)
             os.rename(d + "/child.qcow2", d + "/good.qcow2")    # which the check would refuse

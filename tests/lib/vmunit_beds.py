@@ -2,12 +2,22 @@
 """What the tests of life cycle, units and crashes share: VMs that go away, deaf guests, VMMs that misbehave."""
 
 import itertools
+import socket
 import sqlite3
 
 from vmunit_test import *
 
 __all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time
-    stopped_process database usage_of types_of wait_idle times_on words FOR_EVER PATIENCE""".split()
+    stopped_process database usage_of types_of wait_idle times_on words FOR_EVER PATIENCE
+    TITLE KEY IN_PLACE COMM ENDS QUIT definitions vmm_request cpus_and_memory""".split()
+
+# What differs between the back ends: what messages call them; the name of the process; whether a reboot is done in the same
+# process; what the tiny guest is told so that it ends by itself, and the reason that is shown then; how the VMM ends when its
+# time is over, (code, signal); the VMM's key in vmunit.conf.
+TITLE, COMM, IN_PLACE, ENDS, QUIT, KEY = {
+    "qemu": ("QEMU", "qemu-system", True, (b"q", "guest-shutdown"), (0, 0), "QEMU"),
+    "firecracker": ("Firecracker", "firecracker", False, (b"r", "guest-reboot"), (0, signal.SIGTERM), "Firecracker"),
+}[BACKEND]
 
 manager = Manager()
 DATABASE = "/var/lib/vmunit/vmunit.db"
@@ -58,6 +68,35 @@ def words(vm):
     """(State, StateReason) of the same moment"""
     properties = vm.properties()
     return properties["State"], properties["StateReason"]
+
+
+# VMMs
+
+def definitions(**over):
+    """The tiny guest on each machine of the back end."""
+    return [tiny_definition(**over), bios_definition(**over)] if BACKEND == "qemu" else [tiny_definition(**over)]
+
+
+def vmm_request(vm, path):
+    """What a VMM with an HTTP API says on GET."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(f"/run/vmunit/vms/{vm.Id}/api")
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        head, data = read_until(connection.fileno(), b"\r\n\r\n").split(b"\r\n\r\n", 1)
+        size = int(next(h.split(b":")[1] for h in head.split(b"\r\n") if h.lower().startswith(b"content-length:")))
+        while len(data) < size:
+            data += connection.recv(65536)
+        return json.loads(data)
+
+
+def cpus_and_memory(vm):
+    """What the VMM was started with: CPUs, MiB"""
+    if BACKEND == "firecracker":
+        config = vmm_request(vm, "/machine-config")
+        return config["vcpu_count"], config["mem_size_mib"]
+    with open(f"/proc/{vm.LeaderPID}/cmdline", "rb") as f:
+        arguments = f.read().split(b"\0")
+    return int(arguments[arguments.index(b"-smp") + 1]), int(arguments[arguments.index(b"-m") + 1].rstrip(b"M"))
 
 
 # Guests
@@ -158,28 +197,9 @@ def configured(**settings):
 _VMM = r"""#!/usr/bin/python3 -I
 import json, os, signal, socket, sys, time
 BASE = "%(base)s"
-if "--version" in sys.argv:
-    print("QEMU emulator version 7.2.0 (fake)")
-    sys.exit()
+%(prelude)s
 with open(BASE + "/mode") as f:
     mode, _, text = f.read().partition(" ")
-
-def real():
-    os.execv("/usr/bin/qemu-system-x86_64", ["qemu-system-x86_64"] + sys.argv[1:])
-
-def accept():
-    return socket.socket(fileno=3).accept()[0]
-
-def speak(answers_cont):        # it never runs the guest
-    peer = accept()
-    say = lambda o: peer.sendall(json.dumps(o).encode() + b"\r\n")
-    version = {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}
-    say({"QMP": {"version": version, "capabilities": []}})
-    for line in peer.makefile():
-        command = json.loads(line)
-        answer = {"status": "prelaunch", "running": False} if command["execute"] == "query-status" else {}
-        if command["execute"] != "cont" or answers_cont:
-            say({"return": answer, "id": command.get("id")})
 
 def say_last(text):
     sys.stderr.write(text)
@@ -214,14 +234,68 @@ while True:                     # also for "hang"
     signal.pause()
 """
 
+# --version, real(), accept(), and speak(), which never runs the guest
+_PRELUDE = {
+    "qemu": """
+if "--version" in sys.argv:
+    print("QEMU emulator version 7.2.0 (fake)")
+    sys.exit()
+
+def real():
+    os.execv("/usr/bin/qemu-system-x86_64", ["qemu-system-x86_64"] + sys.argv[1:])
+
+def accept():
+    return socket.socket(fileno=3).accept()[0]
+
+def speak(answers_cont):
+    peer = accept()
+    say = lambda o: peer.sendall(json.dumps(o).encode() + b"\\r\\n")
+    version = {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}
+    say({"QMP": {"version": version, "capabilities": []}})
+    for line in peer.makefile():
+        command = json.loads(line)
+        answer = {"status": "prelaunch", "running": False} if command["execute"] == "query-status" else {}
+        if command["execute"] != "cont" or answers_cont:
+            say({"return": answer, "id": command.get("id")})
+""",
+    "firecracker": """
+if "--version" in sys.argv:
+    print("Firecracker v1.12.1")
+    sys.exit()
+listener = None
+
+def real():
+    os.execv("/usr/local/bin/firecracker", ["firecracker"] + sys.argv[1:])
+
+def accept():
+    global listener
+    if not listener:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(sys.argv[sys.argv.index("--api-sock") + 1])
+        listener.listen()
+    return listener.accept()[0]
+
+def speak(answers):
+    while True:
+        peer = accept()
+        peer.recv(65536)
+        body = b'{"state": "Not started"}'
+        if answers:
+            peer.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %%d\\r\\n\\r\\n" %% len(body) + body)
+            peer.close()
+        else:
+            signal.pause()
+""".replace("%%", "%"),
+}
+
 
 @contextlib.contextmanager
 def fake_vmm(mode="real", **settings):
-    """In the block QEMU= is a program of ours. Gives a function that says what the next ones do: real, exit WORDS,
+    """In the block the VMM is a program of ours. Gives a function that says what the next ones do: real, exit WORDS,
     signal WORDS, hang, gate (until fake("go")), garbage, endless, closes, no-cont, never-runs."""
     os.makedirs(FAKE, exist_ok=True)
     with open(FAKE + "/vmm", "w", encoding="utf-8") as f:
-        f.write(_VMM % {"base": FAKE})
+        f.write(_VMM % {"base": FAKE, "prelude": _PRELUDE[BACKEND]})
     os.chmod(FAKE + "/vmm", 0o755)
 
     def become(what):
@@ -234,7 +308,7 @@ def fake_vmm(mode="real", **settings):
             f.write(what)
 
     become(mode)
-    with configured(QEMU=FAKE + "/vmm", **settings):
+    with configured(**{KEY: FAKE + "/vmm"}, **settings):
         wait_idle()
         yield become
 

@@ -54,6 +54,19 @@ static void test_refusals(void) {
         expect_refusal(&good, "disks[17].format: firecracker ");
 }
 
+/* Firecracker locks nothing by itself. */
+static void test_locks(void) {
+        _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;
+        Disk disks[] = { { .name = (char *) "a", .path = (char *) "/a" }, { .name = (char *) "b", .path = (char *) "/b", .readonly = true } };
+        Definition d = { .kernel = (char *) "/k", .initramfs = (char *) "/i", .cpus = 1, .memory = 8 << 20, .disks = disks, .n_disks = 2 };
+
+        if (!ok(firecracker_plan(&(LaunchParams) { .definition = &d, .id = "i", .run_dir = "/r" }, &plan) >= 0, "a plan"))
+                return;
+        for (size_t i = 0; i < plan->n_fds; i++)
+                if (plan->fds[i].type == LAUNCH_FD_FILE)
+                        is_int(plan->fds[i].lock, startswith(plan->fds[i].key, "disks") != NULL, "%s", plan->fds[i].key);
+}
+
 static void test_exit_cause(void) {
         VMMEvent (*cause)(int status, const char *output) = firecracker_ops.exit_cause;
 
@@ -70,6 +83,7 @@ static void test_exit_cause(void) {
 int main(void) {
         golden_run(TEST_DIR "/golden/firecracker", firecracker_check, plan_for);
         test_refusals();
+        test_locks();
         test_exit_cause();
         return done_testing();
 }

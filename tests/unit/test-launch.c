@@ -115,6 +115,23 @@ static void test_open_errors(void) {
         is_error(s, 0, -EISDIR, "the longest path");
 }
 
+static void test_locks(void) {
+        Got writer, reader, other;
+
+        is_int(try_open_as(bed_path("file"), 0, LAUNCH_OPEN_WRITE | LAUNCH_OPEN_LOCK, &writer), 0, "lock: to write");
+        is_error(bed_path("file"), LAUNCH_OPEN_WRITE | LAUNCH_OPEN_LOCK, -EAGAIN, "locked by a writer: to write");
+        is_error(bed_path("file"), LAUNCH_OPEN_LOCK, -EAGAIN, "locked by a writer: to read");
+        is_int(try_open_as(bed_path("file"), 0, LAUNCH_OPEN_WRITE, &other), 0, "… who looks for no lock may");
+        safe_close(other.fd);
+        safe_close(writer.fd);
+        is_int(try_open_as(bed_path("file"), 0, LAUNCH_OPEN_LOCK, &reader), 0, "lock: to read, when the writer has closed it");
+        is_int(try_open_as(bed_path("file"), 0, LAUNCH_OPEN_LOCK, &other), 0, "… two of them");
+        is_error(bed_path("file"), LAUNCH_OPEN_WRITE | LAUNCH_OPEN_LOCK, -EAGAIN, "locked by readers: to write");
+        safe_close(reader.fd);
+        safe_close(other.fd);
+        is_error(bed_path("file"), LAUNCH_OPEN_DIRECTORY | LAUNCH_OPEN_LOCK, -EINVAL, "a directory to lock");
+}
+
 static void test_owner(void) {
         Got g;
 
@@ -446,6 +463,7 @@ int main(void) {
 
         test_open();
         test_open_errors();
+        test_locks();
         test_owner();
         test_probe();
         test_program();
