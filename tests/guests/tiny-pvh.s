@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# The tiny guest for QEMU's microvm and Firecracker: a PVH kernel of 2 KiB that is up after some 20 ms, with KVM and without.
+# The tiny guest for QEMU's microvm, Firecracker and Cloud Hypervisor: a PVH kernel of 2 KiB that is up after some 20 ms, in
+# QEMU also without KVM.
 #
 # It prints TINY-UP on the first serial port, then echoes what it reads there and obeys:
-#   q  power off            r  reset            p  panic (pvpanic at 0x505)
+#   q  power off            r  reset            p  panic (pvpanic: a port, or a PCI device)
 #   t  triple fault         s  spin with interrupts off: deaf to the power button
 # The ACPI power button prints POWERBTN and powers off. Where there is a keyboard controller (Firecracker), the button is
 # Ctrl-Alt-Del on it, and what follows POWERBTN is a reset: such a machine has no button, and can't be powered off.
 #
 # It sleeps in hlt and looks around at each tick of the PIT (18.2 Hz), which comes through the 8259 and
-# the local APIC's LINT0. Nested KVM without hardware support emulates the kernel mode, and does not know
+# the local APIC's LINT0; where there is PCI (Cloud Hypervisor), there is neither, and the tick is the local APIC's own, while the
+# button is an interrupt of the I/O APIC: the register that tells of it lies above 4 GiB. Nested KVM without hardware support emulates the kernel mode, and does not know
 # a protected-mode iret: as `hlt` is the only place where interrupts are on, the handler drops its frame
 # and falls through to the loop instead.
 
@@ -16,10 +18,20 @@
         .equ    GED, 0xfea00000                 # generic event device: +0 events, read clears; bit 1: button
         .equ    GED_SLEEP, GED + 0x200          # 0x34: sleep type 5, enable
         .equ    GED_RESET, GED + 0x202          # 0x42: reset
+        .equ    SLEEP_PORT, 0x600               # Cloud Hypervisor: 0x34 sleep, 1 reset
+        .equ    APIC_EOI, 0xfee000b0
         .equ    APIC_SVR, 0xfee000f0
+        .equ    APIC_TIMER, 0xfee00320
+        .equ    APIC_COUNT, 0xfee00380
+        .equ    APIC_DIVIDE, 0xfee003e0
+        .equ    IOAPIC, 0xfec00000              # +0 index, +0x10 data
+        .equ    IOAPIC_PINS, 24
         .equ    APIC_LINT0, 0xfee00350
         .equ    PVPANIC, 0x505
+        .equ    PVPANIC_PCI, 0x00111b36
+        .equ    HOST_BRIDGE, 0x0d578086         # Cloud Hypervisor's
         .equ    TICK, 0x20                      # vector of IRQ 0
+        .equ    PRESS, 0x21
         .equ    KBD, 0x60                       # keyboard controller: data; +4: status (bit 0: data is there), commands
         .equ    KBD_DELETE, 0x71                # the last byte of Ctrl-Alt-Del (14 11 e0 71, scan code set 2)
 
@@ -46,10 +58,13 @@ start:  cli
         mov     %eax, %es
         mov     %eax, %ss
 
-        mov     $tick, %eax                     # the one gate of the IDT
+        mov     $tick, %eax                     # the two gates of the IDT
         mov     %ax, idt + TICK * 8
-        shr     $16, %eax
+        mov     $press, %eax
+        mov     %ax, idt + PRESS * 8
+        shr     $16, %eax                       # both lie in the same 64 KiB
         mov     %ax, idt + TICK * 8 + 6
+        mov     %ax, idt + PRESS * 8 + 6
         lidt    idt_register
 
         movl    $0x1ff, APIC_SVR                # APIC on
@@ -68,23 +83,46 @@ start:  cli
         outb    0, 0x40
         outb    0, 0x40
 
-        in      $KBD + 4, %al                   # no such port: 0xff or, on some VMMs, 0 whatever is written
+        xor     %ebx, %ebx
+        call    pci
+        cmp     $HOST_BRIDGE, %eax
+        jne     2f
+        incb    has_pci
+        movl    $11, APIC_DIVIDE                # by 1: 1 GHz
+        movl    $TICK + 0x20000, APIC_TIMER     # periodic
+        movl    $55000000, APIC_COUNT
+        mov     $0x10 + 2 * 5, %ecx             # pins 5 and up: what rings there is the button
+1:      inc     %ecx
+        mov     %ecx, IOAPIC
+        movl    $0, IOAPIC + 0x10
+        dec     %ecx
+        mov     %ecx, IOAPIC
+        movl    $PRESS, IOAPIC + 0x10
+        add     $2, %ecx
+        cmp     $0x10 + 2 * IOAPIC_PINS, %ecx
+        jb      1b
+        jmp     3f
+
+2:      in      $KBD + 4, %al                   # no such port: 0xff or, on some VMMs, 0 whatever is written
         cmp     $0xff, %al
-        je      1f
+        je      3f
         outb    0x20, KBD + 4                   # read its control byte
         in      $KBD + 4, %al
         and     $1, %al
         mov     %al, keyboard
         in      $KBD, %al
 
-1:      mov     $up, %esi
+3:      mov     $up, %esi
         call    print
 idle:   sti
         hlt
         jmp     idle
 
 tick:   outb    0x20, 0x20                      # end of interrupt
+        movl    $0, APIC_EOI
         add     $12, %esp                       # no iret, see above
+        cmpb    $0, has_pci
+        jne     poll
         cmpb    $0, keyboard
         jne     keys
         mov     GED, %eax                       # where there is none, nobody knows what is read
@@ -116,12 +154,17 @@ keys:   in      $KBD + 4, %al
         cmp     $KBD_DELETE, %al
         jne     keys
 
+press:  movl    $0, APIC_EOI
+        add     $12, %esp
 button: mov     $pressed, %esi
         call    print
         cmpb    $0, keyboard
         jne     reset
 poweroff:
         movb    $0x34, GED_SLEEP
+        mov     $SLEEP_PORT, %dx
+        mov     $0x34, %al
+        out     %al, %dx
 1:      hlt                                     # interrupts are off
         jmp     1b
 reset:  outb    0xfe, KBD + 4
@@ -130,11 +173,32 @@ reset:  outb    0xfe, KBD + 4
 panic:  mov     $PVPANIC, %dx
         mov     $1, %al
         out     %al, %dx
-1:      hlt                                     # interrupts are off
-        jmp     1b
+        cmpb    $0, has_pci
+        je      2f
+        xor     %ebx, %ebx
+1:      add     $0x800, %ebx                    # the next device
+        cmp     $0x10000, %ebx
+        je      2f
+        call    pci
+        cmp     $PVPANIC_PCI, %eax
+        jne     1b
+        add     $0x10, %ebx                     # its memory
+        call    pci
+        and     $~15, %eax
+        movb    $1, (%eax)
+2:      hlt                                     # interrupts are off
+        jmp     2b
 triple: lidt    no_idt
         ud2
 spin:   jmp     spin
+
+pci:    mov     %ebx, %eax                      # register ebx of bus 0
+        or      $0x80000000, %eax
+        mov     $0xcf8, %dx
+        out     %eax, %dx
+        mov     $0xcfc, %dx
+        in      %dx, %eax
+        ret
 
 print:  mov     (%esi), %al
         inc     %esi
@@ -155,15 +219,18 @@ gdt_register:
 no_idt: .word   0
         .long   0
 idt_register:
-        .word   (TICK + 1) * 8 - 1
+        .word   (PRESS + 1) * 8 - 1
         .long   idt
 up:     .asciz  "TINY-UP\r\n"
 pressed:
         .asciz  "POWERBTN\r\n"
 keyboard:
         .byte   0
+has_pci:
+        .byte   0
         .align  8
 idt:    .fill   TICK, 8, 0
+        .word   0, 8, 0x8e00, 0
         .word   0, 8, 0x8e00, 0
         .fill   256, 1, 0
 stack:  .long   0
