@@ -103,7 +103,10 @@ static void handle_record(VMMStream *s, const char *record, size_t n) {
                 record++;
                 n--;
         }
-        if (n > 0 && json_parse_bounded(record, n, &o) >= 0 && json_object_is_type(o, json_type_object))
+        /* A full FIFO takes the separator of what it does not take. */
+        if (n == 0 || json_parse_bounded(record, n, &o) < 0 || !json_object_is_type(o, json_type_object))
+                s->cb(s->userdata, NULL);
+        else
                 s->cb(s->userdata, o);
 }
 
@@ -121,6 +124,8 @@ static void handle_input(VMMStream *s, size_t from) {
                 n = (size_t) (end - s->input) - start;
                 if (!s->skipping)
                         handle_record(s, s->input + start, n);
+                else
+                        s->cb(s->userdata, NULL);
                 s->skipping = false;
                 from = start = start + n + length;
         }

@@ -18,12 +18,12 @@ int http_vmm_error(int error, unsigned status);
 char *http_vmm_words(const char *body, size_t size);
 
 /* JSON objects in the FIFO that a VMM writes to, one after the other with a separator between them ("\n", or "\n\n" if they have
- * lines of their own). What is none is skipped, up to the next separator, for a VMM that finds the FIFO full drops what it likes. */
+ * lines of their own). A VMM that finds the FIFO full drops what it likes, so what is none ends with the next separator. */
 typedef struct VMMStream VMMStream;
 
 #define VMM_STREAM_RECORD_MAX (256U * 1024U)
 
-/* The callback may free the stream. */
+/* o NULL: something was lost, or is no such object. The callback may free the stream. */
 typedef void (*vmm_stream_cb)(void *userdata, json_object *o);
 
 /* Of the FIFO VMM_EVENTS in dir. separator: a constant. */
