@@ -30,6 +30,7 @@ struct Start {
         LaunchPlan *plan;
         bool kvm;
         LaunchCall *probe;
+        bool version_asked;
         OpenContext *opens;             /* one an fd of the plan */
         size_t n_fds, n_pending;
         int exec_fd, control_fd, exit_fd, console_fd, output_fd;

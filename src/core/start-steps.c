@@ -159,20 +159,23 @@ static void undo_asked_and_files(Start *s) {
 
 /* open: the files of the definition and the state of the devices, all at once */
 
-static int make_plan(Start *s) {
+/* final: all that it depends on is known */
+static int make_plan(Start *s, bool final) {
         VM *vm = s->vm;
         LaunchParams p = {
                 .definition = vm->definition,
                 .name = vm->rec.name,
                 .id = vm->rec.id,
                 .run_dir = vm->run_dir,
-                .version = strempty(vm->manager->backends[vm->ops->backend].version),
+                .version = final ? strempty(vm->manager->backends[vm->ops->backend].version) : "",
                 .cid = vm_vsock_cid(vm),
                 .kvm = s->kvm,
         };
+        int r;
 
         s->plan = launch_plan_free(s->plan);
-        return vm->ops->plan(&p, &s->plan);
+        r = vm->ops->plan(&p, &s->plan, &s->error);
+        return r < 0 ? start_errno(s, r, "can't make the VMM's command line") : 0;
 }
 
 static bool wants_kvm(const Start *s) {
@@ -182,19 +185,16 @@ static bool wants_kvm(const Start *s) {
 }
 
 static int open_finished(Start *s) {
-        int r;
+        const VM *vm = s->vm;
 
-        if (s->vm->ops->needs_kvm && !s->vm->manager->kvm)
+        if (vm->ops->needs_kvm && !vm->manager->kvm)
                 return start_error(s, -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE, "/dev/kvm can't be opened here, and %s needs it",
-                                   vm_backend_title(s->vm));
-        if (s->vm->definition->accel == ACCEL_KVM && !s->vm->manager->kvm)
+                                   vm_backend_title(vm));
+        if (vm->definition->accel == ACCEL_KVM && !vm->manager->kvm)
                 return start_error(s, -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
                                    "accel: /dev/kvm can't be opened here; \"tcg\" runs without it, slowly");
         s->kvm = wants_kvm(s);
-        r = make_plan(s); /* once more, for accel may be known better now */
-        if (r < 0)
-                return start_errno(s, r, "can't make the VMM's command line");
-        return 0;
+        return make_plan(s, true); /* once more, for accel and the version may be known better now */
 }
 
 static void open_one_less(Start *s) {
@@ -209,11 +209,23 @@ static void open_one_less(Start *s) {
                 start_continue(s);
 }
 
+static int ask_version(Start *s);
+
+/* The plan depends on the version, which is that of another program, or was never asked for. */
+static bool lacks_version(const Start *s, const ProbeReply *reply) {
+        const BackendInfo *i = &s->vm->manager->backends[s->vm->ops->backend];
+
+        return s->vm->ops->plans_by_version && !reply->version[0] && !s->version_asked &&
+                (isempty(i->version) || i->mtime_usec != reply->mtime_usec);
+}
+
 static void on_probed(void *userdata, int error, const ProbeReply *reply) {
         Start *s = userdata;
         VM *vm = s->vm;
 
         s->probe = launch_call_free(s->probe);
+        if (error >= 0 && lacks_version(s, reply) && ask_version(s) >= 0)
+                return;
         manager_set_probed(vm->manager, vm->ops->backend, error, reply);
         if (error < 0) {
                 (void) start_error(s, error, VMUNIT_ERROR_BACKEND_UNAVAILABLE, "%s can't be used: %s",
@@ -222,6 +234,11 @@ static void on_probed(void *userdata, int error, const ProbeReply *reply) {
                 return;
         }
         open_one_less(s);
+}
+
+static int ask_version(Start *s) {
+        s->version_asked = true;
+        return launch_probe(s->vm->manager->event, s->vm->ops->program, true, LAUNCHER_TIMEOUT_USEC, on_probed, s, &s->probe);
 }
 
 /* A disk's own header must not lead to other files, for the VMM would open them with its own rights. */
@@ -270,9 +287,9 @@ static int ask_launcher(Start *s) {
         int r;
 
         s->kvm = wants_kvm(s);
-        r = make_plan(s);
+        r = make_plan(s, false);
         if (r < 0)
-                return start_errno(s, r, "can't make the VMM's command line");
+                return r;
 
         s->opens = new(OpenContext, s->plan->n_fds + 1);
         if (!s->opens)

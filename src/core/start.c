@@ -198,7 +198,7 @@ static void start_anew(Start *s) {
         s->again = s->failing = false;
         s->cleared = true;
         s->step = 0;
-        s->vmm_forked = s->invocation_known = s->executed = s->connected = s->booted = false;
+        s->vmm_forked = s->invocation_known = s->executed = s->connected = s->booted = s->version_asked = false;
         sd_bus_error_free(&s->error);
         s->n_fds = 0;
         free(TAKE_PTR(s->opens));

@@ -177,7 +177,7 @@ static int make_argv(Context *c) {
 }
 
 /* With a configuration it starts the guest by itself, and has opened all when it reads the API for the first time. */
-int firecracker_plan(const LaunchParams *p, LaunchPlan **ret) {
+int firecracker_plan(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error) {
         _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;
         Context c;
         int r;

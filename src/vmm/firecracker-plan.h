@@ -4,4 +4,4 @@
 #include "vmm/vmm.h"
 
 int firecracker_check(const Definition *d, sd_bus_error *error);
-int firecracker_plan(const LaunchParams *p, LaunchPlan **ret);
+int firecracker_plan(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error);

@@ -392,6 +392,6 @@ static bool host_is_virtual(void) {
         return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (UINT32_C(1) << 31));
 }
 
-int qemu_plan(const LaunchParams *p, LaunchPlan **ret) {
+int qemu_plan(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error) {
         return qemu_plan_for(p, host_is_virtual(), ret);
 }

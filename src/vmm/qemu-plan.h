@@ -11,4 +11,4 @@ int qemu_check(const Definition *d, sd_bus_error *error);
 /* nested: the host is a VM itself, as its processor says. */
 int qemu_plan_for(const LaunchParams *p, bool nested, LaunchPlan **ret);
 /* … for this host */
-int qemu_plan(const LaunchParams *p, LaunchPlan **ret);
+int qemu_plan(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error);

@@ -542,17 +542,8 @@ static size_t add_counters(json_object *device, VMMCounter *c) {
         json_object *stats = json_get(device, "stats");
         size_t n = 0;
 
-        if (!disk || !stats || strlen(disk) > 16 || disk[strspn(disk, "abcdefghijklmnopqrstuvwxyz0123456789")])
-                return 0;
-
-        for (size_t i = 0; i < ELEMENTSOF(words); i++) {
-                int64_t value = json_get_int(stats, words[i][0], -1);
-
-                if (value < 0)
-                        continue;
-                snprintf(c[n].name, sizeof c[n].name, "%s.%s", disk, words[i][1]);
-                c[n++].value = (uint64_t) value;
-        }
+        for (size_t i = 0; disk && stats && i < ELEMENTSOF(words); i++)
+                n += vmm_counter_set(c + n, disk, words[i][1], json_get_int(stats, words[i][0], -1));
         return n;
 }
 

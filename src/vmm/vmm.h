@@ -52,7 +52,7 @@ typedef struct LaunchParams {
         const Definition *definition;
         const char *name, *id;
         const char *run_dir;    /* /run/vmunit/vms/<id>: where a VMM makes the sockets that it takes no fd for */
-        const char *version;    /* what the program says of itself, "" if that is not known */
+        const char *version;    /* what the program says of itself, "" if that is not known (yet) */
         uint32_t cid;           /* of its vsock, 0: none */
         bool kvm;               /* accel as decided */
 } LaunchParams;
@@ -112,12 +112,13 @@ struct VMMOps {
         const char *socket;     /* name of the API socket in the VM's directory below /run */
         const char *const *features; /* for people: the property Backends */
         bool needs_kvm;
+        bool plans_by_version;  /* plan looks at LaunchParams.version */
         bool tells_end;         /* its last event tells why it ends, so one that ends without has crashed; else the exit status tells */
 
         /* 0, or -EOPNOTSUPP with VMUNIT_ERROR_NOT_SUPPORTED, the message beginning with the path ("filesystems: …") */
         int (*check)(const Definition *d, sd_bus_error *error);
-        /* Pure: definition in, argument list and files out */
-        int (*plan)(const LaunchParams *p, LaunchPlan **ret);
+        /* Pure: definition in, argument list and files out. Refuses in the same way what this version of the program can't do. */
+        int (*plan)(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error);
         /* Connects to the VMM whose socket (and FIFO) is in dir, the VM's directory below /run; gives the object at once, CONNECTED
          * or DISCONNECTED comes later. A socket that the VMM makes itself may not be there yet. */
         int (*connect)(sd_event *e, const char *dir, vmm_event_cb handler, void *userdata, VMM **ret);
@@ -148,6 +149,10 @@ struct VMMOps {
         VMMEvent (*exit_cause)(int status, const char *output);
 };
 
+/* Fills one in; false when the words of the VMM make no sense. */
+bool vmm_counter_set(VMMCounter *c, const char *device, const char *what, int64_t value);
+
+extern const VMMOps cloud_hypervisor_ops;
 extern const VMMOps firecracker_ops;
 extern const VMMOps qemu_ops;
 /* NULL: not built yet */

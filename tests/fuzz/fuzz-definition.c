@@ -33,7 +33,7 @@ static void check_plans(const Definition *d) {
                 if (vmm_ops(b)->check(d, &error) < 0)
                         fuzz_assert(sd_bus_error_is_set(&error));
                 else
-                        fuzz_assert(vmm_ops(b)->plan(&p, &plan) >= 0 && plan->argv && *plan->argv);
+                        fuzz_assert(vmm_ops(b)->plan(&p, &plan, NULL) >= 0 && plan->argv && *plan->argv);
                 sd_bus_error_free(&error);
         }
 }

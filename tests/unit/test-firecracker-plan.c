@@ -4,7 +4,7 @@
 #include "golden.h"
 
 static int plan_for(const char *name, const LaunchParams *p, LaunchPlan **ret) {
-        return firecracker_plan(p, ret);
+        return firecracker_plan(p, ret, NULL);
 }
 
 static void expect_refusal(const Definition *d, const char *prefix) {

@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "basic/json-util.h"
+#include "basic/string-util.h"
+#include "vmm/cloud-hypervisor-plan.h"
+
+/* A bus of 32, less its bridge, the random numbers and pvpanic */
+#define PCI_SLOTS_MAX 29U
+#define CPUS_MAX 254U
+/* Older ones take the type of an image, and a qcow2 image's further files, from what they find in it whenever the guest resets:
+ * who writes to the image chooses what is read with the VMM's rights. */
+#define DISKS_VERSION 51U
+
+static const char *const boot_instead = "a kernel, or the path of a firmware that is made for it (CLOUDHV.fd, say)";
+
+static int check_boot(const Definition *d, sd_bus_error *error) {
+        const char *firmware = d->firmware ?: "bios";
+
+        if (d->kernel || firmware[0] == '/')
+                return 0;
+        return vmm_refuse(error, "boot.firmware: Cloud Hypervisor has no \"%s\"; write %s", firmware, boot_instead);
+}
+
+static int check_networks(const Definition *d, sd_bus_error *error) {
+        for (size_t i = 0; i < d->n_networks; i++)
+                return vmm_refuse(error, d->networks[i].type == NETWORK_USER ?
+                                  "networks[%zu].type: Cloud Hypervisor has no \"user\" networks; QEMU has" :
+                                  "networks[%zu].type: not supported yet", i);
+        return 0;
+}
+
+int cloud_hypervisor_check(const Definition *d, sd_bus_error *error) {
+        int r;
+
+        if (d->accel == ACCEL_TCG)
+                return vmm_refuse(error, "accel: cloud-hypervisor needs KVM; \"tcg\" is QEMU's");
+        if (d->cpus > CPUS_MAX)
+                return vmm_refuse(error, "cpus: Cloud Hypervisor runs at most %u", CPUS_MAX);
+        if (d->n_filesystems > 0)
+                return vmm_refuse(error, "filesystems: not supported yet");
+        if (d->n_disks + d->vsock > PCI_SLOTS_MAX)
+                return vmm_refuse(error, "disks: Cloud Hypervisor takes at most %u, less one for a vsock", PCI_SLOTS_MAX);
+
+        r = check_boot(d, error);
+        return r < 0 ? r : check_networks(d, error);
+}
+
+/* "cloud-hypervisor v53.0.0": 53. 0 if it says something else. */
+static unsigned major_version(const char *s) {
+        const char *v = strstr(s, " v");
+
+        return v ? (unsigned) strtoul(v + 2, NULL, 10) : 0;
+}
+
+static int check_version(const LaunchParams *p, sd_bus_error *error) {
+        unsigned version = major_version(p->version);
+
+        if (version > 0 && version < DISKS_VERSION && p->definition->n_disks > 0)
+                return vmm_refuse(error, "disks: Cloud Hypervisor v%u takes the type of an image from what its guest writes there, "
+                                  "which is not safe; v%u and later can be told", version, DISKS_VERSION);
+        return 0;
+}
+
+/* Empty ones, which their parent owns */
+static json_object *put_object(json_object *o, const char *key) {
+        json_object *v = json_object_new_object();
+
+        return json_put(o, key, v) ? v : NULL;
+}
+
+static json_object *append_object(json_object *array) {
+        json_object *v = json_object_new_object();
+
+        return json_append(array, v) ? v : NULL;
+}
+
+/* The members whose value is a file. It is opened again at each reset, by what the VMM keeps open. */
+static int put_file(LaunchPlan *plan, json_object *o, const char *key, const char *path, bool writable, const char *where) {
+        _cleanup_free_ char *name = NULL;
+        int fd;
+
+        fd = launch_plan_add_file(plan, path, writable, "%s", where);
+        if (fd < 0)
+                return fd;
+        name = strjoinf("/proc/self/fd/%d", fd);
+        return name && json_put_string(o, key, name) ? 0 : -ENOMEM;
+}
+
+static int put_payload(LaunchPlan *plan, json_object *config, const Definition *d) {
+        json_object *o = put_object(config, "payload");
+        int r;
+
+        if (!o)
+                return -ENOMEM;
+        if (!d->kernel)
+                return put_file(plan, o, "firmware", d->firmware, false, "boot.firmware");
+
+        r = put_file(plan, o, "kernel", d->kernel, false, "boot.kernel");
+        if (r >= 0 && d->initramfs)
+                r = put_file(plan, o, "initramfs", d->initramfs, false, "boot.initramfs");
+        if (r >= 0 && !isempty(d->cmdline) && !json_put_string(o, "cmdline", d->cmdline))
+                r = -ENOMEM;
+        return r;
+}
+
+static int put_disk(LaunchPlan *plan, json_object *disks, const Disk *disk, size_t i) {
+        _cleanup_free_ char *id = strjoinf(CLOUD_HYPERVISOR_DISK_PREFIX "%s", disk->name);
+        _cleanup_free_ char *where = strjoinf("disks[%zu].path", i);
+        json_object *o = append_object(disks);
+
+        if (!id || !where || !o ||
+            !json_put_string(o, "id", id) ||
+            !json_put_string(o, "serial", disk->name) ||
+            !json_put_bool(o, "readonly", disk->readonly) ||
+            !json_put_string(o, "image_type", disk->format == DISK_QCOW2 ? "Qcow2" : "Raw") ||
+            !json_put_bool(o, "backing_files", false))
+                return -ENOMEM;
+        return put_file(plan, o, "path", disk->path, !disk->readonly, where);
+}
+
+static int put_disks(LaunchPlan *plan, json_object *config, const Definition *d) {
+        json_object *disks = json_object_new_array();
+        int r = 0;
+
+        if (!json_put(config, "disks", disks))
+                return -ENOMEM;
+        for (size_t i = 0; r >= 0 && i < d->n_disks; i++)
+                r = put_disk(plan, disks, d->disks + i, i);
+        return r;
+}
+
+/* Its own kind of vsock: a UNIX socket that it makes, and makes anew at each reset. */
+static int put_vsock(json_object *config, const LaunchParams *p) {
+        _cleanup_free_ char *path = strjoinf("%s/" VMM_VSOCK, p->run_dir);
+        json_object *o = put_object(config, "vsock");
+
+        return path && o && json_put_int(o, "cid", p->cid) && json_put_string(o, "socket", path) ? 0 : -ENOMEM;
+}
+
+/* Keys that a version does not know are passed over by it, but the old and the new name of one together are an error: "uuid" is
+ * the one that all know. */
+static int put_machine(json_object *config, const LaunchParams *p) {
+        const Definition *d = p->definition;
+        json_object *cpus = put_object(config, "cpus"), *memory = put_object(config, "memory");
+        json_object *serial = put_object(config, "serial"), *console = put_object(config, "console");
+        json_object *platform = put_object(config, "platform");
+
+        if (!cpus || !memory || !serial || !console || !platform ||
+            !json_put_int(cpus, "boot_vcpus", d->cpus) ||
+            !json_put_int(cpus, "max_vcpus", d->cpus) ||
+            !json_put_int(memory, "size", (int64_t) d->memory) ||
+            !json_put_string(serial, "mode", "Tty") ||
+            !json_put_string(console, "mode", "Off") || /* a terminal by default */
+            !json_put_bool(config, "pvpanic", true) ||
+            !json_put_string(platform, "uuid", p->id))
+                return -ENOMEM;
+        return 0;
+}
+
+static int put_config(LaunchPlan *plan, const LaunchParams *p) {
+        _cleanup_json_ json_object *config = json_object_new_object();
+        const char *text;
+        int r;
+
+        if (!config)
+                return -ENOMEM;
+        r = put_machine(config, p);
+        if (r >= 0)
+                r = put_payload(plan, config, p->definition);
+        if (r >= 0 && p->definition->n_disks > 0)
+                r = put_disks(plan, config, p->definition);
+        if (r >= 0 && p->definition->vsock)
+                r = put_vsock(config, p);
+        if (r < 0)
+                return r;
+
+        text = json_object_to_json_string_ext(config, JSON_C_TO_STRING_PLAIN|JSON_C_TO_STRING_NOSLASHESCAPE);
+        return text ? free_and_strdup(&plan->config, text) : -ENOMEM;
+}
+
+/* Its log goes to standard error: warnings and errors, as by default, a few lines in a life. */
+static int put_arguments(LaunchPlan *plan) {
+        static const struct {
+                const char *option;
+                LaunchFdType type;
+        } fds[] = { { "--api-socket", LAUNCH_FD_API }, { "--event-monitor", LAUNCH_FD_EVENTS } };
+        int r;
+
+        r = strv_extend(&plan->argv, "cloud-hypervisor");
+        for (size_t i = 0; r >= 0 && i < ELEMENTSOF(fds); i++) {
+                int fd = launch_plan_add_fd(plan, fds[i].type);
+
+                r = fd < 0 ? fd : strv_extend(&plan->argv, fds[i].option);
+                if (r >= 0)
+                        r = strv_extendf(&plan->argv, "fd=%d", fd);
+        }
+        return r;
+}
+
+int cloud_hypervisor_plan(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error) {
+        _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;
+        int r;
+
+        r = check_version(p, error);
+        if (r < 0)
+                return r;
+
+        plan = new0(LaunchPlan, 1);
+        if (!plan)
+                return -ENOMEM;
+        plan->tty = true;
+        r = put_arguments(plan);
+        if (r >= 0)
+                r = put_config(plan, p);
+        if (r < 0)
+                return r;
+
+        *ret = TAKE_PTR(plan);
+        return 0;
+}
