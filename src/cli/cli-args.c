@@ -27,6 +27,7 @@ static const struct {
         [VERB_STATUS] = { "status", 1, 1, "one NAME" },
         [VERB_CONSOLE] = { "console", 1, 1, "one NAME" },
         [VERB_LOG] = { "log", 1, 1, "one NAME" },
+        [VERB_VSOCK] = { "vsock", 2, 2, "NAME and PORT" },
         [VERB_EVENTS] = { "events", 0, 1, "at most one NAME" },
         [VERB_BLAME] = { "blame", 1, 1, "one NAME" },
         [VERB_HELP] = { "help", 0, SIZE_MAX, "nothing" },
@@ -69,6 +70,7 @@ static const struct {
         { "forward", required_argument, OPTION_FORWARD, V(CREATE) },
         { "stop-timeout", required_argument, OPTION_STOP_TIMEOUT, V(CREATE) },
         { "label", required_argument, OPTION_LABEL, V(CREATE) },
+        { "vsock", no_argument, OPTION_VSOCK, V(CREATE) },
 };
 
 void args_done(Args *a) {

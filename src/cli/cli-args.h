@@ -19,6 +19,7 @@ typedef enum Verb {
         VERB_STATUS,
         VERB_CONSOLE,
         VERB_LOG,
+        VERB_VSOCK,
         VERB_EVENTS,
         VERB_BLAME,
         VERB_HELP,
@@ -55,6 +56,7 @@ typedef enum Option {
         OPTION_FORWARD,
         OPTION_STOP_TIMEOUT,
         OPTION_LABEL,
+        OPTION_VSOCK,
 } Option;
 
 typedef struct OptionValue {

@@ -6,6 +6,7 @@
 #include <termios.h>
 
 #include "basic/fd-util.h"
+#include "basic/parse-util.h"
 #include "cli/cli-bus.h"
 #include "cli/cli-console.h"
 #include "cli/cli-error.h"
@@ -78,6 +79,7 @@ static int terminal_setup(const char *name) {
 typedef struct Console {
         int fd;
         bool tty;                       /* the input is a terminal, which is raw */
+        bool passes_end;                /* the other side is told of the end of the input, and ends when it likes */
         bool input_ended, output_ended, left;
         char buffer[4096];              /* input that the guest has not taken yet */
         size_t n, sent;
@@ -100,6 +102,8 @@ static int read_input(Console *c) {
                 n = leave - c->buffer;
         c->left = leave != NULL;
         c->input_ended = n == 0 && !leave;
+        if (c->input_ended && c->passes_end)
+                (void) shutdown(c->fd, SHUT_WR);
         c->n = (size_t) n;
         c->sent = 0;
         return 0;
@@ -143,7 +147,7 @@ static int console_step(Console *c) {
         };
         int r;
 
-        r = poll(p, ELEMENTSOF(p), c->input_ended && !pending ? QUIET_MSEC : -1);
+        r = poll(p, ELEMENTSOF(p), c->input_ended && !pending && !c->passes_end ? QUIET_MSEC : -1);
         if (r < 0)
                 return errno == EINTR ? 1 : -errno;
         if (r == 0)
@@ -173,14 +177,9 @@ static int console_run(Console *c) {
         return r == -EPIPE ? 0 : r; /* nobody reads our output any more */
 }
 
-int console_open(sd_bus *bus, Verb verb, const char *name, const char *path, int *ret_fd) {
-        _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
+static int take_stream(sd_bus_message *reply, const char *name, int *ret_fd) {
         _cleanup_close_ int fd = -EBADF;
         int r, theirs;
-
-        r = bus_call_vm(bus, verb, name, path, "OpenConsole", &reply);
-        if (r < 0)
-                return r;
 
         r = sd_bus_message_read(reply, "h", &theirs);
         if (r < 0)
@@ -188,11 +187,28 @@ int console_open(sd_bus *bus, Verb verb, const char *name, const char *path, int
 
         fd = fcntl(theirs, F_DUPFD_CLOEXEC, 3);
         if (fd < 0 || fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0) {
-                say(name, "cannot use the console: %m");
+                say(name, "cannot use the stream: %m");
                 return -errno;
         }
         *ret_fd = TAKE_FD(fd);
         return 0;
+}
+
+int console_open(sd_bus *bus, Verb verb, const char *name, const char *path, int *ret_fd) {
+        _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
+        int r;
+
+        r = bus_call_vm(bus, verb, name, path, "OpenConsole", &reply);
+        return r < 0 ? r : take_stream(reply, name, ret_fd);
+}
+
+static int vsock_open(sd_bus *bus, const Args *a, const char *path, unsigned port, int *ret_fd) {
+        _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+        _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
+        int r;
+
+        r = sd_bus_call_method(bus, BUS_NAME, path, VM_INTERFACE, "OpenVSock", &error, &reply, "ua{sv}", port, 0);
+        return r < 0 ? say_bus_error(a->names[0], a->verb, &error, r) : take_stream(reply, a->names[0], ret_fd);
 }
 
 int verb_console(const Args *a) {
@@ -227,5 +243,35 @@ int verb_console(const Args *a) {
                 fputc('\n', stderr); /* the guest seldom leaves the cursor at the start of a line */
                 say(name, c.left ? "left the console" : "the console has ended; `vmunit status %s` shows the VM", name);
         }
+        return r;
+}
+
+int verb_vsock(const Args *a) {
+        _cleanup_(sd_bus_flush_close_unrefp) sd_bus *bus = NULL;
+        _cleanup_close_ int fd = -EBADF;
+        _cleanup_free_ char *path = NULL;
+        const char *name = a->names[0];
+        uint32_t port;
+        Console c;
+        int r;
+
+        r = parse_u32(a->names[1], &port);
+        if (r < 0 || port == UINT32_MAX) {
+                say(name, "%s is no vsock port, which is a number below 4294967295", a->names[1]);
+                return -EINVAL;
+        }
+        r = bus_connect(&bus);
+        if (r >= 0)
+                r = bus_get_vm(bus, a->verb, name, &path);
+        if (r >= 0)
+                r = vsock_open(bus, a, path, port, &fd);
+        if (r < 0)
+                return r;
+        bus = sd_bus_flush_close_unref(bus); /* the daemon may go from here on */
+
+        c = (Console) { .fd = fd, .passes_end = true };
+        r = console_run(&c);
+        if (r < 0)
+                say(name, "the connection failed: %s", strerror(-r));
         return r;
 }

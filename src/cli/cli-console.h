@@ -6,6 +6,7 @@
 #include "cli/cli-args.h"
 
 int verb_console(const Args *a);
+int verb_vsock(const Args *a);
 int verb_log(const Args *a);
 
 /* A stream of the VM's serial port, non-blocking. Says why when it fails. */

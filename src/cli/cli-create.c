@@ -320,6 +320,8 @@ int definition_apply(json_object *definition, Option option, const char *value, 
                 return object_set_string(definition, "stopTimeout", value);
         case OPTION_LABEL:
                 return apply_label(definition, value, ret_error);
+        case OPTION_VSOCK:
+                return json_object_object_add(definition, "vsock", json_object_new_boolean(true)) < 0 ? -ENOMEM : 0;
         default:
                 return 0;
         }

@@ -31,6 +31,7 @@ static void help_verbs(void) {
               "  status NAME            State, use of resources and last events\n"
               "  console NAME           Serial console; Ctrl-] leaves\n"
               "  log NAME               What the console said\n"
+              "  vsock NAME PORT        Standard input and output to and from a vsock port in the guest\n"
               "  events [NAME]          What happened\n"
               "  blame NAME             Where its last start spent the time\n",
               stdout);
@@ -70,7 +71,8 @@ static void help_create(void) {
               "                         A port of the host, forwarded to the guest by the last network;\n"
               "                         without any, a user network is made (may be repeated)\n"
               "     --stop-timeout=TIME How long the guest has to shut down\n"
-              "     --label=KEY=VALUE   A label (may be repeated)\n",
+              "     --label=KEY=VALUE   A label (may be repeated)\n"
+              "     --vsock             Give it a vsock\n",
               stdout);
 }
 
@@ -119,6 +121,8 @@ static int run(const Args *a) {
                 return verb_stop_all(a);
         case VERB_CONSOLE:
                 return verb_console(a);
+        case VERB_VSOCK:
+                return verb_vsock(a);
         case VERB_LOG:
                 return verb_log(a);
         default:
@@ -141,8 +145,8 @@ int main(int argc, char **argv) {
                 say("vmunit", "cannot write the output");
                 return EXIT_FAILURE;
         }
-        /* Only the options of a new VM are read later than the others. */
-        if (r == -EINVAL && a.verb == VERB_CREATE)
+        /* Only the options of a new VM and a port are read later than the others. */
+        if (r == -EINVAL && (a.verb == VERB_CREATE || a.verb == VERB_VSOCK))
                 return EXIT_USAGE;
         return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
