@@ -328,7 +328,8 @@ def _():
     configure(RestartSec="1h", RestartMaxDelaySec="1h")
     stop_daemon()
     start_daemon()
-    crashed, paused, starting = create("crashed", restart={"policy": "always"}), create("paused"), create("starting", start=False)
+    crashed, paused, starting = create("crashed", restart={"policy": "always"}), create("paused"), create("starting", start=False, stopTimeout="2s")
+    wait_up(paused)
     os.kill(crashed.pid, signal.SIGKILL)
     crashed.wait_state("Error")
     assert crashed.RestartAtUSec > 0

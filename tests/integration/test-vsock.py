@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=120 sanitized backends=qemu,firecracker
-"""The guest's vsock: its number, and streams to its ports.
+# suite: timeout=120 sanitized backends=firecracker
+"""The guest's vsock: its number, and streams to its ports, with the VMMs that have their own kind of it.
 
 The tiny guest has no driver for it, so where a port answers the test stands at the VMM's socket in its place."""
 
@@ -16,7 +16,6 @@ import socket
 import threading
 
 FIRST = 0x10000
-OWN = BACKEND != "qemu"                         # the VMM has a socket of its own for it
 manager = Manager()
 
 
@@ -76,20 +75,7 @@ def _():
             vm.start()
 
 
-@test("QEMU without /dev/vhost-vsock: refused at create, with what to do",
-      not_on=None if BACKEND == "qemu" else {BACKEND: "it is about QEMU"})
-def _():
-    if os.path.exists("/dev/vhost-vsock"):
-        raise Skip("this host has /dev/vhost-vsock")
-    with expect_error("NotSupported", text="vhost_vsock", begins="vsock: "):
-        manager.create("none", tiny_definition(vsock=True))
-    assert manager.list() == []
-
-
-OTHERS = None if OWN else {"qemu": "this needs /dev/vhost-vsock and a guest with a driver"}
-
-
-@test("auto passes over QEMU, where it can't", not_on=OTHERS)
+@test("auto passes over QEMU, where it can't")
 def _():
     if os.path.exists("/dev/vhost-vsock"):
         raise Skip("this host has /dev/vhost-vsock")
@@ -98,7 +84,7 @@ def _():
         vm.start()
 
 
-@test("each VM has a number of its own, from above those that others take, for its life and never again", not_on=OTHERS)
+@test("each VM has a number of its own, from above those that others take, for its life and never again")
 def _():
     seen = []
     for _ in range(3):
@@ -112,7 +98,7 @@ def _():
     assert len(set(seen)) == 6 and min(seen) >= FIRST, seen
 
 
-@test("Update gives a vsock and takes it away", not_on=OTHERS)
+@test("Update gives a vsock and takes it away")
 def _():
     with vm_of() as vm:
         vm.update({"vsock": True})
@@ -129,7 +115,7 @@ def _():
         assert vm.VSockCID == number
 
 
-@test("a stopped VM: NotRunning; a guest that has no driver: a deadline, and nothing waits for it", timeout=60, not_on=OTHERS)
+@test("a stopped VM: NotRunning; a guest that has no driver: a deadline, and nothing waits for it", timeout=60)
 def _():
     with vm_of(tiny_definition(vsock=True)) as vm:
         with expect_error("NotRunning"):
@@ -145,7 +131,7 @@ def _():
         wait_for(lambda: fds(daemon_pid()) == before, 5, "the daemon's descriptors as before", poll=0.05)
 
 
-@test("a port that answers: what the guest says right behind its answer is not lost", not_on=OTHERS)
+@test("a port that answers: what the guest says right behind its answer is not lost")
 def _():
     with vm_of(tiny_definition(vsock=True)) as vm:
         vm.start()
@@ -160,7 +146,7 @@ def _():
             assert asked == [b"CONNECT 5000\n"]
 
 
-@test("a port where nobody listens, and answers that are none", not_on=OTHERS)
+@test("a port where nobody listens, and answers that are none")
 def _():
     with vm_of(tiny_definition(vsock=True)) as vm:
         vm.start()
@@ -173,7 +159,7 @@ def _():
                 open_vsock(vm, 78)
 
 
-@test("vmunit vsock: standard input and output, up to the end of both", not_on=OTHERS)
+@test("vmunit vsock: standard input and output, up to the end of both")
 def _():
     with vm_of(tiny_definition(vsock=True)) as vm:
         vm.start()
