@@ -13,13 +13,14 @@
 #define DEATH_SHOWS_USEC (500 * USEC_PER_MSEC)
 #define CONNECT_TIMEOUT_USEC (5 * USEC_PER_SEC)
 
-/* Ends the VM's job if it is such a call. */
-static void call_finish(VM *vm, const char *error_name, const char *message, bool canceled) {
+void call_finish(VM *vm, const char *error_name, const char *message, bool canceled) {
         _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
         Job *j = vm->job;
 
         vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
         vm->call_waits = false;
+        if (j->call == CALL_REBOOT)
+                reboot_forget(vm);
         if (error_name)
                 sd_bus_error_setf(&e, error_name, "%s: %s", vm->rec.name, message);
         job_finish(j, error_name ? &e : NULL, canceled);
@@ -29,16 +30,11 @@ static bool is_call(const Job *j) {
         return j && (j->call == CALL_PAUSE || j->call == CALL_RESUME || j->call == CALL_RESET || j->call == CALL_REBOOT);
 }
 
-static void cancel_reboot(VM *vm) {
-        if (vm->vmm && vm->ops->reboot)
-                vm->ops->reboot_cancel(vm->vmm);
-}
-
 void call_end(VM *vm, const char *error_name, const char *message) {
         if (!is_call(vm->job) && !vm->call_waits)
                 return;
         if (vm->job->call == CALL_REBOOT && !vm->call_waits)
-                cancel_reboot(vm);
+                reboot_cancel(vm);
         call_finish(vm, error_name, message, streq(error_name, VMUNIT_ERROR_CANCELED));
 }
 
@@ -65,7 +61,7 @@ static void call_disconnected(VM *vm) {
                 on_still_alive(NULL, 0, vm);
 }
 
-static void on_reply(void *userdata, int error, const char *message) {
+void call_reply(void *userdata, int error, const char *message) {
         VM *vm = userdata;
         int r;
 
@@ -86,37 +82,6 @@ static void on_reply(void *userdata, int error, const char *message) {
                 call_show(vm, vm->job->call);
                 call_finish(vm, NULL, NULL, false);
         }
-}
-
-static int on_reboot_timeout(sd_event_source *source, uint64_t usec, void *userdata) {
-        VM *vm = userdata;
-
-        cancel_reboot(vm);
-        if (vm->job) /* the cancelling may have told it */
-                call_finish(vm, VMUNIT_ERROR_TIMEOUT, "the guest did not shut down in time, so it runs on", false);
-        return 0;
-}
-
-/* Of a VMM that ends with its guest: the end goes on with it. */
-static void on_button(void *userdata, int error, const char *message) {
-        if (error < 0)
-                on_reply(userdata, error, message);
-}
-
-static int reboot_begin(VM *vm) {
-        uint64_t timeout = vm->definition->stop_timeout_usec;
-        int r;
-
-        if (timeout != USEC_INFINITY) {
-                r = sd_event_add_time_relative(vm->manager->event, &vm->call_timer, CLOCK_MONOTONIC, timeout, 0,
-                                               on_reboot_timeout, vm);
-                if (r < 0)
-                        return r;
-        }
-        r = vm->ops->reboot ? vm->ops->reboot(vm->vmm, on_reply, vm) : vm->ops->power_button(vm->vmm, on_button, vm);
-        if (r < 0)
-                vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
-        return r;
 }
 
 #ifdef FAULT_INJECTION
@@ -140,13 +105,13 @@ static int call_send(VM *vm) {
         switch (vm->job->call) {
         case CALL_PAUSE:
                 job_set_stage(vm->job, "pause", -1);
-                return vm->ops->pause(vm->vmm, on_reply, vm);
+                return vm->ops->pause(vm->vmm, call_reply, vm);
         case CALL_RESUME:
                 job_set_stage(vm->job, "resume", -1);
-                return vm->ops->resume(vm->vmm, on_reply, vm);
+                return vm->ops->resume(vm->vmm, call_reply, vm);
         case CALL_RESET:
                 job_set_stage(vm->job, "reset", -1);
-                return vm->ops->reset ? vm->ops->reset(vm->vmm, on_reply, vm) : relaunch_reset(vm);
+                return vm->ops->reset ? vm->ops->reset(vm->vmm, call_reply, vm) : relaunch_reset(vm);
         case CALL_REBOOT:
                 job_set_stage(vm->job, "power-button", -1);
                 return reboot_begin(vm);

@@ -10,11 +10,19 @@ static bool ended_in_order(VMMEvent cause) {
         return cause == VMM_EVENT_GUEST_SHUTDOWN || cause == VMM_EVENT_GUEST_RESET || cause == VMM_EVENT_EXITED;
 }
 
+/* Also of a VMM that reboots by itself: its guest may have gone down before it was told to stay. */
 bool relaunch_died(VM *vm, VMMEvent cause) {
-        if (vm->rec.state != VM_RUNNING || !vm->job || vm->job->call != CALL_REBOOT || vm->call_waits || vm->ops->reboot || !ended_in_order(cause))
+        if (vm->rec.state != VM_RUNNING || !vm->job || vm->job->call != CALL_REBOOT || vm->call_waits || !ended_in_order(cause))
                 return false;
 
         vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
+        vm->reboot_resumes = false;
+        return vm_transition(vm, TRANSITION_RELAUNCH, INTENT_KEEP, "The guest has shut down for its reboot") >= 0;
+}
+
+bool relaunch_found(VM *vm, VMMEvent cause) {
+        if (vm->rec.state != VM_RUNNING || !ended_in_order(cause) || !reboot_ended_in_time(vm))
+                return false;
         return vm_transition(vm, TRANSITION_RELAUNCH, INTENT_KEEP, "The guest has shut down for its reboot") >= 0;
 }
 

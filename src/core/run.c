@@ -400,10 +400,11 @@ int run_write_file(Run *r, const char *boot_id) {
         text = strjoinf("# This is private data of vmunitd.\n"
                         "BOOT_ID=%s\nSCOPE=%s\nINVOCATION_ID=%s\nBACKEND=%s\n"
                         "PID=%d\nSTART=%" PRIu64 "\nINODE=%" PRIu64 "\n"
-                        "HELPER_PID=%d\nHELPER_START=%" PRIu64 "\nHELPER_INODE=%" PRIu64 "\n",
+                        "HELPER_PID=%d\nHELPER_START=%" PRIu64 "\nHELPER_INODE=%" PRIu64 "\n"
+                        "REBOOT_UNTIL=%" PRIu64 "\nREBOOT_PRESSED=%d\n",
                         boot_id, r->scope, r->invocation_id, r->backend,
                         (int) r->pid, start, pidfd_inode(r->pidfd),
-                        (int) r->helper_pid, helper_start, pidfd_inode(r->helper_pidfd));
+                        (int) r->helper_pid, helper_start, pidfd_inode(r->helper_pidfd), r->reboot_until, r->reboot_pressed);
         if (!path || !text)
                 return -ENOMEM;
         return write_file_atomic(path, text, false);
@@ -474,6 +475,9 @@ int run_find(Run *r, const char *boot_id) {
                 return -ESRCH;
         run_file_get(text, "INVOCATION_ID", r->invocation_id, sizeof(r->invocation_id));
         run_file_get(text, "BACKEND", r->backend, sizeof(r->backend));
+
+        r->reboot_until = run_file_get_u64(text, "REBOOT_UNTIL");
+        r->reboot_pressed = run_file_get_u64(text, "REBOOT_PRESSED") > 0;
 
         pid = (pid_t) run_file_get_u64(text, "PID");
         helper_pid = (pid_t) run_file_get_u64(text, "HELPER_PID");

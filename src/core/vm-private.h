@@ -49,6 +49,8 @@ void vm_describe_exit(VM *vm, char *buf, size_t size);
 const char *vm_backend_title(const VM *vm); /* "QEMU" */
 /* The last words of a VMM that failed, to the journal */
 void vm_log_last_words(VM *vm);
+/* How a VMM of no further use (guest panic, KVM error) is made an Error: it is killed first. */
+void vm_put_down(VM *vm, VMMEvent why);
 /* At the daemon's start */
 int vm_take_over(VM *vm);
 /* Makes vm->run, of which nothing is there yet. */
@@ -67,6 +69,8 @@ void waiters_tell(Waiter **list, const sd_bus_error *error);
 /* relaunch.c: reboot and reset by a new VMM */
 /* Its VMM has ended by this cause: true if that is part of a reboot, which goes on when its units are gone. */
 bool relaunch_died(VM *vm, VMMEvent cause);
+/* The same of one that is found dead */
+bool relaunch_found(VM *vm, VMMEvent cause);
 /* Reset, with its job there already: kills the VMM. */
 int relaunch_reset(VM *vm);
 /* It is Stopping to be started again. */
@@ -124,6 +128,27 @@ void call_connected(VM *vm);
 int call_error(VM *vm, VMCall call, int r, sd_bus_error *error);
 /* The VMM has died, or another operation overtakes it: its job ends. */
 void call_end(VM *vm, const char *error_name, const char *message);
+/* Ends the VM's job, which is such a call. error_name NULL: done */
+void call_finish(VM *vm, const char *error_name, const char *message, bool canceled);
+/* What the VMM answers, for its operations; userdata is the VM. */
+void call_reply(void *userdata, int error, const char *message);
+
+/* reboot.c */
+/* Reboot, with its job there already */
+int reboot_begin(VM *vm);
+/* What was begun in the VMM is called off. */
+void reboot_cancel(VM *vm);
+/* It is over, however it ended. */
+void reboot_forget(VM *vm);
+/* The VMM says that the button was pressed. */
+void reboot_pressed(VM *vm);
+/* … or that the guest runs again */
+void reboot_runs(VM *vm);
+/* What a daemon before this one has begun goes on: of a VMM that lives, then when its API answers (true: that was so); or of one that has
+ * ended: whether that was within the reboot's time. */
+int reboot_take_over(VM *vm);
+bool reboot_connected(VM *vm, VMMState state);
+bool reboot_ended_in_time(const VM *vm);
 
 /* update.c: the same for one that waits for PID 1: the definition stays as it was */
 void update_end(VM *vm, const char *error_name, const char *message);

@@ -105,8 +105,7 @@ static bool is_live_state(VMState s) {
         return s == VM_RUNNING || s == VM_PAUSED;
 }
 
-/* How a VMM of no further use (guest panic, KVM error) is made an Error: it is killed first. */
-static void vm_put_down(VM *vm, VMMEvent why) {
+void vm_put_down(VM *vm, VMMEvent why) {
         vm->last_event = why;
         run_kill(vm->run);
 }
@@ -265,32 +264,15 @@ static void on_paused(VM *vm, VMTransition t) {
                 (void) vm_transition(vm, TRANSITION_FOUND_PAUSED, INTENT_KEEP, "%s", "");
 }
 
-static void on_reboot_finished(void *userdata, int error, const char *message) {
-        VM *vm = userdata;
-
-        if (error == 0)
-                vm_add_event(vm, "rebooted", NULL, "The guest was rebooted");
-        else if (error != -EPIPE && error != -ECANCELED && vm_is_alive(vm))
-                vm_put_down(vm, VMM_EVENT_GUEST_SHUTDOWN);
-}
-
-/* A reboot was cut off by the end of another daemon, between the guest's end and its new beginning. */
-static bool finish_reboot(VM *vm, VMMState state) {
-        if (vm->rec.state != VM_RUNNING || !vm->ops->reboot)
-                return false;
-        if (state == VMM_STATE_SHUTDOWN)
-                return vm->ops->reboot(vm->vmm, on_reboot_finished, vm) >= 0;
-        return vm->ops->resume(vm->vmm, on_reboot_finished, vm) >= 0;
-}
-
 /* After (re)connecting: the state as the VMM says. */
 static void on_connected(VM *vm, VMMState state) {
         switch (state) {
         case VMM_STATE_RUNNING:
                 on_running(vm);
+                (void) reboot_connected(vm, state);
                 break;
         case VMM_STATE_NOT_STARTED:
-                if (finish_reboot(vm, state))
+                if (reboot_connected(vm, state))
                         break;
                 if (!vm->ops->reboot) { /* somebody else has taken its guest away */
                         vm_put_down(vm, VMM_EVENT_FAILED);
@@ -304,7 +286,7 @@ static void on_connected(VM *vm, VMMState state) {
                 on_paused(vm, TRANSITION_IO_ERROR);
                 break;
         case VMM_STATE_SHUTDOWN:
-                if (!finish_reboot(vm, state))
+                if (!reboot_connected(vm, state))
                         vm_put_down(vm, VMM_EVENT_GUEST_SHUTDOWN);
                 break;
         case VMM_STATE_FAILED:
@@ -389,7 +371,9 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
                 call_connected(vm);
                 break;
         case VMM_EVENT_RUNNING:
-                if (!rebooting)
+                if (rebooting)
+                        reboot_runs(vm);
+                else
                         on_running(vm);
                 break;
         case VMM_EVENT_PAUSED:
@@ -400,6 +384,7 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
                 on_paused(vm, TRANSITION_IO_ERROR);
                 break;
         case VMM_EVENT_POWER_BUTTON:
+                reboot_pressed(vm);
                 vm_note(vm, "power-button", "The power button was pressed");
                 break;
         case VMM_EVENT_GUEST_RESET:
@@ -505,7 +490,7 @@ static int found_alive(VM *vm) {
                 run_kill(vm->run);
                 break;
         default:
-                break;
+                return reboot_take_over(vm);
         }
         return 0;
 }
@@ -532,7 +517,8 @@ static void found_dead(VM *vm) {
         case VM_RUNNING:
         case VM_PAUSED:
                 found_exit(vm);
-                vm_show_death(vm);
+                if (!relaunch_found(vm, death_cause(vm)))
+                        vm_show_death(vm);
                 if (vm->rec.state == VM_ERROR)
                         vm_log_last_words(vm);
                 break;

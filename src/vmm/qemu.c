@@ -55,6 +55,7 @@ struct QEMU {
         Call *boot;             /* one of them, not sent yet */
 
         RebootStage reboot;
+        bool pressed;           /* the button was pressed before */
         bool reboot_canceled;   /* its caller has gone: whatever the end, it is told so */
         vmm_reply_cb reboot_cb;
         void *reboot_userdata;
@@ -411,12 +412,12 @@ static void on_hold(void *userdata, int error, json_object *result, const char *
                 return;
         }
         q->reboot = REBOOT_WAIT;
-        r = command(q, "system_powerdown", NULL, on_reboot_step, q);
+        r = q->pressed ? 0 : command(q, "system_powerdown", NULL, on_reboot_step, q);
         if (r < 0)
                 reboot_failed(q, r, NULL);
 }
 
-static int qemu_reboot(VMM *v, vmm_reply_cb cb, void *userdata) {
+static int reboot(VMM *v, bool pressed, vmm_reply_cb cb, void *userdata) {
         QEMU *q = (QEMU *) v;
         int r;
 
@@ -427,10 +428,19 @@ static int qemu_reboot(VMM *v, vmm_reply_cb cb, void *userdata) {
         if (r < 0)
                 return r;
         q->reboot = REBOOT_HOLD;
+        q->pressed = pressed;
         q->reboot_canceled = false;
         q->reboot_cb = cb;
         q->reboot_userdata = userdata;
         return 0;
+}
+
+static int qemu_reboot(VMM *v, vmm_reply_cb cb, void *userdata) {
+        return reboot(v, false, cb, userdata);
+}
+
+static int qemu_reboot_pressed(VMM *v, vmm_reply_cb cb, void *userdata) {
+        return reboot(v, true, cb, userdata);
 }
 
 static void on_released(void *userdata, int error, json_object *result, const char *message) {
@@ -493,6 +503,7 @@ static void on_shutdown(QEMU *q, json_object *data) {
         const char *reason = json_get_string(data, "reason", "");
 
         if (q->reboot == REBOOT_WAIT && streq(reason, "guest-shutdown")) {
+                set_state(q, VMM_STATE_SHUTDOWN);
                 reboot_reset(q);
                 return;
         }
@@ -742,6 +753,7 @@ const VMMOps qemu_ops = {
         .quit = qemu_quit,
         .reboot = qemu_reboot,
         .reboot_cancel = qemu_reboot_cancel,
+        .reboot_pressed = qemu_reboot_pressed,
         .counters = qemu_counters,
         .drain = qemu_drain,
         .exit_cause = qemu_exit_cause,

@@ -141,6 +141,8 @@ struct VMMOps {
          * NULL: its process ends with the guest, and the core starts another. */
         int (*reboot)(VMM *v, vmm_reply_cb cb, void *userdata);
         void (*reboot_cancel)(VMM *v);
+        /* The same where the button was pressed before, through another connection */
+        int (*reboot_pressed)(VMM *v, vmm_reply_cb cb, void *userdata);
         int (*counters)(VMM *v, vmm_counters_cb cb, void *userdata);
         /* What the VMM has sent but the loop has not read yet is handled now: its last event says why it died. */
         void (*drain)(VMM *v);

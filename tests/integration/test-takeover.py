@@ -402,8 +402,9 @@ def _():
             state = vm.wait_state("Running", "Paused", "Stopped", "Error")
             if what == "kill":
                 assert state in ("Stopped", "Running", "Error")
-            elif what == "reboot":              # the button may have been pressed without the order to stay
-                assert words(vm) in (("Running", ""), ("Stopped", "guest-shutdown")), words(vm)
+            elif what == "reboot":
+                wait_for(lambda: vm.Job == "/" and vm.State == "Running", 15, "the reboot's end")
+                assert words(vm) == ("Running", ""), words(vm)
             else:
                 assert words(vm) in (("Running", ""), ("Paused", "")), words(vm)
             if what == "update" and state == "Running":
@@ -428,11 +429,106 @@ def _():
             wait_for(lambda: any(s.args[4] == "power-button" for s in signalled("Event", since=mark)))
             os.kill(killed, signal.SIGKILL)     # the guest looks for the button 18 times a second
             wait_for(lambda: daemon_pid() not in (0, killed), 20, poll=0.05)
-            wait_for(lambda: times_on(vm, b"TINY-UP") == 2, 10, "the guest's second life", poll=0.05)
-            assert words(vm) == ("Running", "") and vm.LeaderPID == pid and times_on(vm, b"POWERBTN") == 1
-            assert len(usage_of(vm)) == 1
+            wait_for(lambda: vm.Job == "/" and "rebooted" in types_of(vm), 10, "the end of the reboot", poll=0.05)
+            assert words(vm) == ("Running", "") and "stopped" not in types_of(vm)
+            if vm.LeaderPID == pid:             # else QEMU was gone before the next could tell it to stay
+                wait_for(lambda: times_on(vm, b"TINY-UP") == 2, 10, "the guest's second life", poll=0.05)
+                assert times_on(vm, b"POWERBTN") == 1
+            assert len(usage_of(vm)) == 1 + (vm.LeaderPID != pid)
+            vm.wait_log(b"TINY-UP")
             vm.stop()                           # which ends it again
             assert words(vm) == ("Stopped", "stopped")
+
+
+def qmp(vm, *commands):
+    """In the daemon's place"""
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(f"/run/vmunit/vms/{vm}/qmp")
+        read_until(s.fileno(), b"}\r\n")
+        for command in ({"execute": "qmp_capabilities"}, *commands):
+            s.sendall(json.dumps(command).encode() + b"\n")
+            read_until(s.fileno(), b"return")
+
+
+def run_file(vm_id):
+    with open(f"/run/vmunit/vms/{vm_id}/run", encoding="utf-8") as f:
+        return dict(line.split("=", 1) for line in f.read().splitlines() if "=" in line)
+
+
+@test("a reboot goes on where the daemon before was: not pressed yet, pressed, the VMM has ended", timeout=90)
+def _():
+    with running() as vm:
+        pid, identity = vm.LeaderPID, vm.Id
+        with stopped_process(pid):              # its button can't be pressed
+            vm.reboot_async()
+            wait_for(lambda: run_file(identity)["REBOOT_UNTIL"] != "0", poll=0.01)
+            assert run_file(identity)["REBOOT_PRESSED"] == "0"
+            kill_daemon()
+            assert vm.job.Operation == "Reboot" and vm.job.CallerUID == 0
+            joined = vm.reboot_async()
+        joined.result()
+        wait_for(lambda: times_on(vm, b"TINY-UP") == 2, poll=0.02)
+        assert times_on(vm, b"POWERBTN") == 1 and vm.LeaderPID == pid and words(vm) == ("Running", "")
+        assert run_file(identity)["REBOOT_UNTIL"] == "0"
+
+    with running() as vm:                       # it ends while nobody is there
+        pid, identity = vm.LeaderPID, vm.Id
+        with stopped_process(pid):
+            vm.reboot_async()
+            wait_for(lambda: run_file(identity)["REBOOT_UNTIL"] != "0", poll=0.01)
+            kill_daemon(restart=False)
+            stop_daemon()
+        with open(f"/run/vmunit/vms/{identity}/run", encoding="utf-8") as f:
+            text = f.read()
+        assert "REBOOT_PRESSED=0" in text
+        qmp(identity, {"execute": "set-action", "arguments": {"shutdown": "poweroff"}}, {"execute": "system_powerdown"})
+        wait_exit(pid)
+        start_daemon()
+        wait_for(lambda: vm.Job == "/" and vm.State == "Running", 15, "the reboot's end")
+        assert words(vm) == ("Running", "") and vm.LeaderPID not in (0, pid)
+        assert types_of(vm)[-5:] == ["vmm-exited", "stopping", "starting", "running", "rebooted"], types_of(vm)
+        assert len(usage_of(vm)) == 2 and usage_of(vm)[0][1] and not usage_of(vm)[1][1]
+        vm.wait_log(b"TINY-UP")
+        vm.stop()
+        assert words(vm) == ("Stopped", "stopped")
+
+
+@test("a reboot that the daemon's death has cut off has its time, and can be overtaken", timeout=60)
+def _():
+    with running(stopTimeout="3s") as vm:
+        deaf(vm)
+        pid, identity = vm.LeaderPID, vm.Id
+        begin = time.monotonic()
+        vm.reboot_async()
+        wait_for(lambda: run_file(identity)["REBOOT_PRESSED"] == "1", poll=0.01)
+        kill_daemon()
+        with expect_error("Timeout", "did not shut down"):
+            vm.reboot()
+        assert 2.5 < time.monotonic() - begin < 4 * PATIENCE
+        assert words(vm) == ("Running", "") and vm.Job == "/" and run_file(identity)["REBOOT_UNTIL"] == "0"
+        stop_daemon()                           # what comes later is no part of it
+        qmp(identity, {"execute": "quit"})
+        wait_exit(pid)
+        start_daemon()
+        vm.wait_state("Stopped", "Error")
+    with running(stopTimeout="1s") as vm:
+        deaf(vm)
+        identity = vm.Id
+        vm.reboot_async()
+        wait_for(lambda: run_file(identity)["REBOOT_PRESSED"] == "1", poll=0.01)
+        stop_daemon()
+        wait_for(lambda: time.monotonic() * 1e6 > int(run_file(identity)["REBOOT_UNTIL"]), poll=0.05)
+        start_daemon()
+        assert words(vm) == ("Running", "") and vm.Job == "/" and run_file(identity)["REBOOT_UNTIL"] == "0"
+    with running() as vm:
+        deaf(vm)
+        identity = vm.Id
+        vm.reboot_async()
+        wait_for(lambda: run_file(identity)["REBOOT_PRESSED"] == "1", poll=0.01)
+        kill_daemon()
+        assert vm.job.Operation == "Reboot"
+        vm.kill()
+        assert words(vm) == ("Stopped", "killed") and vm.Job == "/"
 
 
 @test("the daemon killed while VMs are removed: they go", timeout=90)
@@ -629,11 +725,12 @@ def _():
             read_until(stranger.fileno(), b"QMP")
             start_daemon()
             assert words(vm) == ("Running", "") and vm.LeaderPID == pid and "CPUUsageNSec" in vm.stats()
-            with expect_error("Busy"):
+            with expect_error("Timeout", "has not answered"):
                 vm.pause()
             if end == "leaves":
+                paused = vm.pause_async()
                 stranger.close()
-                again(vm.pause)
+                paused.result()
                 vm.resume()
                 vm.stop()
                 assert words(vm) == ("Stopped", "stopped")

@@ -386,6 +386,19 @@ static void test_reboot(void) {
         fake_stop(&f);
 
         fake_up(&f, "running");
+        (void) qemu_ops.reboot_pressed(f.vmm, on_reply, &f);
+        (void) wait_for(&f, strstr(f.log, "query-status set-action "));
+        turn(&f);
+        say(&f, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n{\"event\": \"STOP\"}\n");
+        ok(wait_for(&f, strstr(f.log, "system_reset ")), "the button was pressed by another: QEMU stays all the same");
+        f.before = "cont";
+        f.before_event = "{\"event\": \"RESUME\"}\n";
+        say(&f, "{\"event\": \"RESET\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-system-reset\"}}\n");
+        ok(wait_for(&f, f.n_replies == 1) && f.last_reply == 0, "… and reboots");
+        ok(!strstr(f.log, "system_powerdown "), "… without a second press");
+        fake_stop(&f);
+
+        fake_up(&f, "running");
         (void) qemu_ops.reboot(f.vmm, on_reply, &f);
         (void) wait_for(&f, strstr(f.log, "system_powerdown "));
         say(&f, "{\"event\": \"GUEST_PANICKED\", \"data\": {\"action\": \"pause\"}}\n");
