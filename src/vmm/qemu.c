@@ -168,6 +168,8 @@ static void on_acknowledged(void *userdata, int error, json_object *result, cons
         QEMU *q = call->qemu;
         _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
 
+        if (error == -ECANCELED && !q->freed) /* given up */
+                error = -EPIPE;
         /* Of `quit` the answer may be lost, and its last event not. */
         if (call->wish == WISH_ENDS && error == -EPIPE && q->ended)
                 error = 0;
@@ -565,6 +567,8 @@ static void on_blockstats(void *userdata, int error, json_object *result, const 
         vmm_counters_cb cb;
         void *call_userdata;
 
+        if (error == -ECANCELED && !call->qemu->freed)
+                error = -EPIPE;
         if (error == 0 && json_object_is_type(result, json_type_array))
                 n_devices = MIN(json_object_array_length(result), (size_t) DISKS_MAX);
         counters = new(VMMCounter, 4 * n_devices + 1);

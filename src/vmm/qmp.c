@@ -87,7 +87,7 @@ static void qmp_close(QMP *q, int error) {
 }
 
 QMP *qmp_free(QMP *q) {
-        if (!q)
+        if (!q || !q->handlers) /* also from a callback of its end */
                 return NULL;
 
         q->handlers = NULL;

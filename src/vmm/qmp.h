@@ -31,6 +31,7 @@ typedef void (*qmp_reply_cb)(void *userdata, int error, json_object *result, con
 
 /* Does not wait for the greeting, whose deadline is the caller's matter. handlers must stay. */
 int qmp_connect(sd_event *e, const char *path, const QMPHandlers *handlers, void *userdata, QMP **ret);
+/* Also from within any callback, even one that it runs itself. */
 QMP *qmp_free(QMP *q);
 DEFINE_TRIVIAL_CLEANUP_FUNC(QMP *, qmp_free);
 

@@ -40,7 +40,7 @@ typedef struct Play {
         char received[64 * 1024];
         size_t n_received;
 
-        bool connected, disconnected, free_on_reply;
+        bool connected, disconnected, free_on_reply, reboot_canceled;
         VMMEvent free_on;
         Call calls[STEPS_MAX];
         unsigned n_calls;
@@ -74,7 +74,7 @@ static void on_reply(void *userdata, int error, const char *message) {
         Call *c = userdata;
 
         c->answers++;
-        fuzz_assert(error <= 0);
+        fuzz_assert(error <= 0 && (error != -ECANCELED || !play.vmm || play.reboot_canceled));
         fuzz_assert(!message || strlen(message) <= 2048);
         if (TAKE_GENERIC(play.free_on_reply, bool, false))
                 free_vmm();
@@ -239,9 +239,10 @@ static void step(char what, const char *text, size_t n) {
                 play.free_on_reply = true;
         else if (what == 'D')
                 OPS.drain(play.vmm);
-        else if (what == 'C' && OPS.reboot_cancel)
+        else if (what == 'C' && OPS.reboot_cancel) {
+                play.reboot_canceled = true;
                 OPS.reboot_cancel(play.vmm);
-        else if (strchr("BPRWXQON", what))
+        } else if (strchr("BPRWXQON", what))
                 call(what, text, n);
         turn(false);
 }

@@ -336,6 +336,18 @@ static void test_calls(void) {
         is_int(f.last_reply, -ECANCELED, "… with ECANCELED");
         fake_stop(&f);
 
+        /* QEMU does not say what it does, so the connection is given up, and who waits for another call frees all. */
+        fake_start(&f, "prelaunch");
+        f.fail = "query-status";
+        f.mute = "cont";
+        f.free_on_reply = true;
+        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
+        ok(wait_for(&f, !f.vmm), "freed in the reply to a call that is given up");
+        is_int(f.n_replies, 1, "… which comes once");
+        is_int(f.last_reply, -EPIPE, "… with EPIPE, for it was not freed yet");
+        is_int(f.n[VMM_EVENT_DISCONNECTED], 0, "… and nothing after it");
+        fake_stop(&f);
+
         for (unsigned i = 0; i < 4; i++) {
                 fake_up(&f, "paused");
                 f.free_on_reply = true;

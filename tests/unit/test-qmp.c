@@ -293,6 +293,13 @@ static void test_free(void) {
         handshake(&f);
         (void) qmp_command(f.qmp, "a", NULL, USEC_INFINITY, on_reply_free, &f);
         (void) qmp_command(f.qmp, "b", NULL, USEC_INFINITY, on_reply, &f);
+        f.qmp = qmp_free(f.qmp);
+        is_int(f.n_replies, 2, "freed once more in a callback of its end: each callback once");
+        fixture_stop(&f);
+
+        handshake(&f);
+        (void) qmp_command(f.qmp, "a", NULL, USEC_INFINITY, on_reply_free, &f);
+        (void) qmp_command(f.qmp, "b", NULL, USEC_INFINITY, on_reply, &f);
         say(&f, "{\"return\": {}, \"id\": 2}\n{\"event\": \"STOP\"}\n{\"return\": {}, \"id\": 3}\n");
         ok(turn_until(&f, !f.qmp), "freed in a reply");
         is_int(f.n_replies, 2, "… each callback once");
