@@ -226,7 +226,8 @@ static void on_probe(void *userdata, int error, const ProbeReply *reply) {
         m->probes[b] = launch_call_free(m->probes[b]);
         manager_set_probed(m, b, error, reply);
         if (error < 0)
-                log_notice("%s can't be used: %s", backend_to_string(b), m->backends[b].reason);
+                log_full_fields(error == -ENOENT ? LOG_INFO : LOG_NOTICE, 0, NULL, "%s can't be used: %s", backend_to_string(b),
+                                m->backends[b].reason);
         else if (reply->version[0])
                 log_info("%s: %s, %s%s", backend_to_string(b), reply->path, reply->version,
                          m->kvm ? "" : "; /dev/kvm can't be opened");
