@@ -114,7 +114,7 @@ int vm_get_stats(VM *vm, stats_cb cb, void *userdata, sd_bus_error *error) {
         Stats *s;
         int r;
 
-        if (!vm_is_alive(vm))
+        if (!vm_look(vm))
                 return not_running(vm->rec.name, error);
 
         s = new0(Stats, 1);
@@ -171,7 +171,7 @@ int vm_open_console(VM *vm, console_cb cb, void *userdata, sd_bus_error *error) 
         ConsoleCall *c;
         int r;
 
-        if (!vm_is_alive(vm))
+        if (!vm_look(vm))
                 return not_running(vm->rec.name, error);
 
         path = strjoinf("%s/exec", vm->run_dir);

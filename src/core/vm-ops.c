@@ -88,6 +88,14 @@ int vm_check_call(VM *vm, VMCall call, sd_bus_error *error) {
         return lookup(vm, call, &answer, error);
 }
 
+bool vm_look(VM *vm) {
+        if (!vm_is_alive(vm))
+                return false;
+        if (vm->rec.state == VM_ERROR && vm_is_connected(vm))
+                (void) vm_find(vm, NULL);
+        return true;
+}
+
 static int join(VM *vm, done_cb cb, void *userdata, sd_bus_error *error) {
         int r;
 

@@ -165,3 +165,5 @@ void vm_overtake(VM *vm);
 int vm_refuse(VM *vm, VMCall call, VMAnswer answer, sd_bus_error *error);
 /* 0, or refused with error set */
 int vm_check_call(VM *vm, VMCall call, sd_bus_error *error);
+/* For calls that only look: whether its VMM lives. An Error whose VMM lives becomes what the VMM says. */
+bool vm_look(VM *vm);

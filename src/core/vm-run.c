@@ -511,8 +511,10 @@ static void found_dead(VM *vm) {
                 start_interrupted(vm);
                 break;
         case VM_STOPPING:
-                if (!relaunch_pending(vm))
-                        (void) vm_transition(vm, TRANSITION_STOPPED, INTENT_KEEP, "It has stopped while vmunitd was away");
+                if (relaunch_pending(vm))
+                        break;
+                found_exit(vm);
+                (void) vm_transition(vm, TRANSITION_STOPPED, INTENT_KEEP, "It has stopped while vmunitd was away");
                 break;
         case VM_RUNNING:
         case VM_PAUSED:

@@ -134,7 +134,7 @@ int vm_open_vsock(VM *vm, uint32_t port, vsock_cb cb, void *userdata, sd_bus_err
         if (!vm->definition->vsock)
                 return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED, "vsock: %s has no vsock; its definition can ask for one",
                                          vm->rec.name);
-        if (!vm_is_alive(vm))
+        if (!vm_look(vm))
                 return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_RUNNING, "%s: it is not running", vm->rec.name);
 
         c = new(VSockCall, 1);

@@ -284,7 +284,7 @@ def op_stop_failed(c):
 
 
 def op_found(c):
-    """An Error whose VMM lives is found running, or paused, by a Start."""
+    """An Error whose VMM lives is found running, or paused, by a Start, or by a call that only looks."""
     paused = "found-paused" in c.point
     (c.paused if paused else lambda: c.create(start=True))()
     pid = c.vm.pid
@@ -292,11 +292,16 @@ def op_found(c):
     with expect_error("Timeout"):
         c.vm.kill()
     assert c.vm.State == "Error"
-    c.fire(c.vm.start_async)
+    began = len(manager.usage())
+    looks = sum(c.name.encode()) % 2
+    c.fire(lambda: c.vm.call_async("GetStats", "a{sv}", {}) if looks else c.vm.start_async())
     if c.action == "kill-vmm":
         return c.expect(("Error", "vmm-crashed"))
-    c.expect("Paused" if paused else "Running", "Error", error=False)
-    assert c.vm.pid == pid, "it was launched once more"
+    c.ended()
+    wait_for(lambda: c.state()[0] == ("Paused" if paused else "Running"), 10, "it is found", poll=0.05)
+    c.expect("Paused" if paused else "Running", error=False)
+    assert c.vm.StateReason == "stop-failed", "the reason stays until the next operation"
+    assert c.vm.pid == pid and len(manager.usage()) == began, "it was launched once more"
     return None
 
 

@@ -193,6 +193,48 @@ def _():
             assert words(vm) == ("Running", "") and vmm_count() == 1
 
 
+def programs():
+    """What a package replaces."""
+    vmunitd = unit_property("vmunitd.service", "ExecStart").split("path=")[1].split()[0]
+    launch = unit_property("vmunit-launch.service", "ExecStart").split("path=")[1].split()[0]
+    return vmunitd, launch, os.path.join(os.path.dirname(launch), "vmunit-exec")
+
+
+def executable(pid):
+    return os.readlink(f"/proc/{pid}/exe")
+
+
+@test("an upgrade: all programs are replaced under VMs that run, also a start before the restart", timeout=60)
+def _():
+    with running() as vm, running() as paused, running() as stops, vm_of() as between:
+        paused.pause()
+        deaf(stops)
+        stops.stop(no_block=True, timeout_usec=FOR_EVER)
+        stops.wait_state("Stopping")
+        pids = vm.LeaderPID, paused.LeaderPID
+        with vm.open_console() as console:
+            for path in programs():             # as dpkg does, under their feet
+                shutil.copy2(path, path + ".new")
+                os.rename(path + ".new", path)
+            systemctl("daemon-reload")
+            between.start()                     # by the old daemon
+            old = daemon_pid()
+            assert executable(old).endswith(" (deleted)") and executable(parent_of(vm)).endswith(" (deleted)")
+            restart_daemon()
+            assert executable(daemon_pid()) == programs()[0] and not alive(old)
+            assert [words(v) for v in (vm, paused, between)] == [("Running", ""), ("Paused", ""), ("Running", "")]
+            assert (vm.LeaderPID, paused.LeaderPID) == pids and all(len(usage_of(v)) == 1 for v in (vm, paused, between))
+            assert b"elm" in echoed(console, b"elm")
+        assert stops.State == "Stopping" and stops.job.Operation == "Stop"
+        stops.kill()
+        paused.resume()
+        for v in (vm, paused):
+            v.stop()
+            assert words(v) == ("Stopped", "stopped")
+        vm.start()
+        assert {executable(p) for p in (daemon_pid(), launcher_pid(), parent_of(vm))} == set(programs())
+
+
 @test("the launcher killed while the daemon is away")
 def _():
     with running() as vm:
@@ -302,6 +344,22 @@ def _():
         start_daemon()
         vm.wait_state("Stopped")
         assert words(vm) == ("Stopped", "stopped") and not alive(pid)
+        assert types_of(vm).count("vmm-exited") <= 1
+    with running() as vm:                       # it is over before the next comes: its end is known all the same
+        vm.kill()
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        pid, parent = vm.LeaderPID, parent_of(vm)
+        deaf(vm)
+        vm.stop(no_block=True, timeout_usec=FOR_EVER)
+        vm.wait_state("Stopping")
+        stop_daemon()
+        os.kill(pid, signal.SIGTERM)            # QEMU ends on that in good order
+        wait_exit(parent)
+        start_daemon()
+        assert words(vm) == ("Stopped", "stopped") and vm.LeaderPID == 0
+        assert (vm.ExitKnown, vm.ExitCode, vm.ExitSignal) == (True, 0, 0), vm.properties()
+        assert types_of(vm).count("vmm-exited") == 2 and all(end for _, end in usage_of(vm))
     with running() as vm:                       # a paused one is resumed by the next as well
         vm.pause()
         pid = vm.LeaderPID
