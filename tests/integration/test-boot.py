@@ -169,6 +169,37 @@ def _():
     clean()
 
 
+@test("a VM whose removal is blocked is started by no policy and no boot, and its removal goes on after it", timeout=60)
+def _():
+    configure(RestartSec="1s")
+    stop_daemon()
+    start_daemon()
+    vm, other = create("going", autostart=True, restart={"policy": "always"}), create("stays", start=False, autostart=True)
+    identity, pid = vm.Id, vm.pid
+    where = f"/var/lib/vmunit/vms/{identity}/mounted"
+    os.mkdir(where)
+    subprocess.run(["mount", "-t", "tmpfs", "somebody", where], check=True)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        vm.wait_state("Error")
+        assert vm.RestartAtUSec > 0
+        mark = manager_events()[-1][0]
+        vm.remove()
+        wait_for(lambda: (vm.State, vm.StateReason) == ("Removing", "blocked"), 10, "the removal", poll=0.05)
+        assert vm.RestartAtUSec == 0
+        reboot_host()
+        boot()
+        other.wait_state("Running")             # as would it
+        assert vm.State == "Removing" and vm.RestartAtUSec == 0 and told("starting", mark) == ["stays"], told("starting", mark)
+    finally:
+        subprocess.run(["umount", where], check=True)
+    vm.remove()
+    vm.wait_gone()
+    assert not os.path.exists(f"/var/lib/vmunit/vms/{identity}")
+    configure()
+    clean()
+
+
 @test("OnBoot=resume starts what ran, too, but not what a user has stopped")
 def _():
     names = ["ran", "paused", "stopped", "killed", "off", "kept"]

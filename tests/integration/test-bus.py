@@ -238,6 +238,8 @@ def _():
             (number, vm.path, "Start", 0, True), job
         stages = [s.args[1]["Stage"] for s in signals[mark:] if s.member == "PropertiesChanged" and s.path == path]
         assert stages and all(stages), stages
+        progress = [s.args[1]["Progress"] for s in signals[mark:] if s.member == "PropertiesChanged" and s.path == path]
+        assert progress == sorted(progress) and 0 < progress[-1] < 1, progress
         removed = [s for s in signals[mark:] if s.member == "InterfacesRemoved" and s.args[0] == path]
         assert len(removed) == 1 and JOB in removed[0].args[1], removed
         assert vm.Job == "/" and not Job(path).exists()

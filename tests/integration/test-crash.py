@@ -179,6 +179,27 @@ def _():
             vm.start()
 
 
+@test("a VMM that hangs with calls under way, a start that hangs, and 20 others that notice nothing", timeout=120)
+def _():
+    with running() as hangs, fake_vmm("no-cont") as fake, vm_of() as starts, stopped_process(hangs.LeaderPID):
+        calls = [hangs.stop_async(timeout_usec=FOR_EVER), starts.start_async()]
+        wait_for(lambda: starts.job and starts.job.Stage == "boot" and hangs.Job != "/", poll=0.05)
+        fake("real")
+        others = [manager.create(f"other-{n}", tiny_definition(memory="16M")) for n in range(20)]
+        for verb in ("start", "pause", "resume", "stop", "start"):
+            assert gather([getattr(vm, verb + "_async")() for vm in others], 40) == [None] * 20, verb
+        assert {words(vm) for vm in others} == {("Running", "")}
+        assert not any(c.done for c in calls), [c.error for c in calls]
+        assert (hangs.State, starts.State) == ("Stopping", "Starting")
+        gather([vm.remove_async(force=True) for vm in others], 40)
+        for vm in others:
+            vm.wait_gone()
+        assert not any(c.done for c in calls)
+        hangs.kill()
+        starts.kill()
+        assert [e.short for e in gather(calls)] == ["Canceled"] * 2
+
+
 @test("a start right after a death, again and again", timeout=60)
 def _():
     # cocoon #152/#154: a start that races a dying VMM; incus ea476dec69: the old monitor is not gone before the new start

@@ -384,6 +384,36 @@ def _():
         assert vm.State == "Stopped"
 
 
+@test("it could not go on running its guest: Error, vmm-failed, and nothing of it lives", timeout=40)
+def _():
+    with hostile("fails") as vm:
+        vm.start()
+        pid = vm.pid
+        with contextlib.suppress(BusError):
+            vm.stats()
+        vm.wait_state("Error")
+        assert (vm.StateReason, vm.pid) == ("vmm-failed", 0) and not os.path.exists(f"/proc/{pid}")
+        assert all(u[4] for u in manager.usage() if u[0] == vm.Id)
+
+
+@test("a disk error stops its guest: Paused, io-error, for each daemon, until Resume", timeout=60)
+def _():
+    with hostile("stops", restarts=True) as vm:
+        vm.start()
+        pid = vm.pid
+        for again in (False, True):
+            vm.stats()
+            vm.wait_state("Paused")
+            assert vm.StateReason == "io-error" and "Resume" in vm.StateMessage, (vm.StateReason, vm.StateMessage)
+            if again:
+                kill_daemon()
+                vm.start()                                  # which runs, as it were
+                assert (vm.State, vm.StateReason) == ("Paused", "io-error")
+            vm.resume()
+            assert (vm.State, vm.StateReason, vm.pid) == ("Running", "", pid)
+        assert len([u for u in manager.usage() if u[0] == vm.Id]) == 1
+
+
 @test("it has its own descriptors and no others", timeout=40)
 def _():
     with hostile("fds-told") as vm:

@@ -640,6 +640,34 @@ def _():
         vm.wait_gone(20)
 
 
+@test("a blocked removal is tried again with growing pauses, and at once by Remove; others come and go meanwhile", timeout=60)
+def _():
+    with vm_of() as vm:
+        vm.start()
+        vm.stop()
+        identity, where = vm.Id, f"/var/lib/vmunit/vms/{vm.Id}/mounted"
+
+        def tries():
+            return [e[1] / 1e6 for e in manager.events(vm=identity) if e[4] == "removing" and e[6]["reason"] == "blocked"]
+        os.mkdir(where)
+        subprocess.run(["mount", "-t", "tmpfs", "somebody", where], check=True)
+        try:
+            vm.remove()
+            with vm_of() as other:
+                other.start()
+                other.stop()
+            wait_for(lambda: len(tries()) >= 4, 30, "four tries", poll=0.1)
+        finally:
+            subprocess.run(["umount", where], check=True)
+        began = time.monotonic()
+        vm.remove()
+        vm.wait_gone()
+        assert time.monotonic() - began < 4, "it waited for its time, which is 8 s after the last try"
+        at = tries()
+        first, second, third = (b - a for a, b in zip(at, at[1:4]))
+        assert 0.9 < first and second > 1.5 * first and third > 1.5 * second, at
+
+
 @test("a removal by force leaves nothing, whatever the VM does", timeout=60)
 def _():
     for state in ("Running", "Paused", "Stopping", "Starting", "Error"):

@@ -78,6 +78,32 @@ def _():
         vm.wait_gone()
 
 
+def delays(vm, deaths):
+    """The pauses before so many restarts, in ms, as they are told."""
+    mark = len(signals)
+    for count in range(1, deaths + 1):
+        pid = vm.pid
+        kill_vmm(vm)
+        wait_again(vm, pid)
+        assert vm.RestartCount == count
+    told = [s.args[1] for s in signals[mark:] if s.member == "PropertiesChanged" and s.path == vm.path]
+    return [(p["RestartAtUSec"] - p["StateSinceUSec"]) / 1000 for p in told if p.get("RestartAtUSec") and p.get("State") == "Error"]
+
+
+@test("the pauses double up to the bound, give or take a fifth, and VMs that die together do not come back together", timeout=60)
+def _():
+    vms = [create(f"pause-{n}", "on-failure") for n in range(3)]
+    told = [delays(vm, 3) for vm in vms]
+    for of_one in told:
+        assert len(of_one) == 3, told
+        for delay, middle in zip(of_one, (200, 400, 400)):      # RestartSec=, twice that, RestartMaxDelaySec=
+            assert 0.8 * middle <= delay <= 1.2 * middle, told
+    assert len({round(d, 1) for of_one in told for d in of_one[1:]}) > 2, told
+    for vm in vms:
+        vm.remove(force=True)
+        vm.wait_gone()
+
+
 @test("the budget ends it, with the cause of the death and a sentence")
 def _():
     vm = create("budget", "on-failure", 2)
