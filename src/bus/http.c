@@ -31,6 +31,7 @@ struct Request {
         void *userdata;
 
         CURL *easy;             /* when it is under way */
+        int fd;                 /* its socket then, libcurl's; -EBADF: none yet */
         int error;              /* why a callback of ours ended it */
         bool head_done;
         size_t head_size;
@@ -190,6 +191,7 @@ static void request_stop(Request *q) {
         (void) curl.multi_remove_handle(q->http->multi->handle, q->easy);
         curl.easy_cleanup(q->easy);
         q->easy = NULL;
+        q->fd = -EBADF;
 }
 
 static Request *request_free(Request *q) {
@@ -229,6 +231,7 @@ static int request_new(Http *h, const char *method, const char *path, const char
                 return -ENOMEM;
         *q = (Request) {
                 .http = h,
+                .fd = -EBADF,
                 .method = strdup(method),
                 .url = strjoinf("http://localhost%s", path),
                 .body = body ? strdup(body) : NULL,
@@ -247,6 +250,7 @@ static curl_socket_t on_open_socket(void *userdata, curlsocktype purpose, struct
 
         if (fd < 0)
                 q->error = -errno;
+        q->fd = fd;
         return fd < 0 ? CURL_SOCKET_BAD : fd;
 }
 
@@ -439,6 +443,14 @@ static void multi_turn(Multi *m, curl_socket_t fd, int what) {
                 else
                         complete(&q->http->queue, r, status);
         }
+}
+
+void http_drain(Http *h) {
+        Request *q = h ? h->queue : NULL;
+        char c;
+
+        if (q && q->easy && q->fd >= 0 && recv(q->fd, &c, 1, MSG_PEEK|MSG_DONTWAIT) == 1)
+                multi_turn(h->multi, q->fd, CURL_CSELECT_IN);
 }
 
 static int on_start(sd_event_source *s, void *userdata) {

@@ -32,3 +32,5 @@ typedef void (*http_cb)(void *userdata, int error, unsigned status, const char *
  * from this call, also while the request waits for those before it: one that was never sent can be -ETIMEDOUT too. -EINVAL:
  * method or path can't be sent; -ENOBUFS: too many are pending. On error the callback does not run. */
 int http_request(Http *h, const char *method, const char *path, const char *body, uint64_t timeout_usec, http_cb cb, void *userdata);
+/* Tells what has come, without waiting for a turn of the loop; also NULL. That nothing comes any more is left to the loop. */
+void http_drain(Http *h);

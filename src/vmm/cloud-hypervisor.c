@@ -598,7 +598,11 @@ static int ch_quit(VMM *v, vmm_reply_cb cb, void *userdata) {
 }
 
 static void ch_drain(VMM *v) {
-        vmm_stream_drain(((CloudHypervisor *) v)->events);
+        CloudHypervisor *ch = (CloudHypervisor *) v;
+        _cleanup_(ch_unrefp) _unused_ CloudHypervisor *ref = ch_ref(ch);
+
+        http_drain(ch->http); /* the guest may have gone faster than the answer to its button */
+        vmm_stream_drain(ch->events);
 }
 
 /* It exits with 0 after a power-off, SIGTERM, and also when a thread of its own has failed, of which only its log tells. */

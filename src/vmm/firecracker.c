@@ -446,7 +446,11 @@ static int firecracker_connect(sd_event *e, const char *dir, vmm_event_cb handle
 }
 
 static void firecracker_drain(VMM *v) {
-        vmm_stream_drain(((Firecracker *) v)->stream);
+        Firecracker *f = (Firecracker *) v;
+        _cleanup_(firecracker_unrefp) _unused_ Firecracker *ref = firecracker_ref(f);
+
+        http_drain(f->http); /* the guest may have gone faster than the answer to its button */
+        vmm_stream_drain(f->stream);
 }
 
 /* 0 is a reset, whoever wanted it: reboot, panic=1, a triple fault. */

@@ -34,6 +34,7 @@ static uint64_t now_usec(clockid_t id) {
 
 typedef struct Served {
         unsigned n_connections, n_requests, n_closed;   /* the last: those that the client has closed first */
+        volatile bool may, done;                        /* of serve_when_told() */
         size_t size;
         char log[32 * 1024];                            /* what has come, as it came */
 } Served;
@@ -152,6 +153,16 @@ static bool serve_text(Server *s, int fd) {
 static bool serve_hello(Server *s, int fd) {
         say(fd, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
         return true;
+}
+
+/* The text, which may be empty, when it may */
+static bool serve_when_told(Server *s, int fd) {
+        while (!s->served->may)
+                (void) poll(NULL, 0, 1);
+        say_n(fd, s->text, s->size);
+        (void) shutdown(fd, SHUT_RDWR);
+        s->served->done = true;
+        return false;
 }
 
 /* The text, then `unit` (after its first "|") again and again until the client has had enough. */
@@ -786,6 +797,35 @@ static void test_free_other(void) {
         }
 }
 
+/* What has come is told without a turn of the loop; that nothing has come is left to the loop. */
+static void test_drain(void) {
+        static const char *const texts[] = { "HTTP/1.1 204 \r\n\r\n", "" };
+
+        http_drain(NULL);
+        for (unsigned i = 0; i < ELEMENTSOF(texts); i++) {
+                Server s;
+                Answers a;
+
+                server_start(&s, serve_when_told, texts[i], strlen(texts[i]), false);
+                start(&a, s.path);
+                http_drain(a.http);
+                get(&a, "/");
+                http_drain(a.http);
+                ok(turn_until(&a, s.served->n_requests == 1), "a request that is not answered yet");
+                http_drain(a.http);
+                is_int(a.n, 0, "… as nothing has come");
+                s.served->may = true;
+                while (!s.served->done)
+                        (void) poll(NULL, 0, 1);
+                http_drain(a.http);
+                is_int(a.n, *texts[i] ? 1 : 0, "… then %s", *texts[i] ? "its answer" : "its end alone");
+                ok(turn_until(&a, a.n == 1), "… which the loop has told at last");
+                is_int(a.error, *texts[i] ? 0 : -EPIPE, "… as it was");
+                stop(&a);
+                server_stop(&s);
+        }
+}
+
 static void test_two_loops(void) {
         Server s;
         Answers a, b;
@@ -866,6 +906,7 @@ int main(void) {
         test_many();
         test_free();
         test_free_other();
+        test_drain();
         test_two_loops();
         test_cost();
         is_int(count_fds(), fds, "no file descriptor is left open");
