@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=200 sanitized backends=qemu,firecracker
+# suite: timeout=200 sanitized backends=qemu,firecracker,cloud-hypervisor
 """Starts that fail or hang: the caller hears why, nothing is left, and the next start works."""
 
 import os

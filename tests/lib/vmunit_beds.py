@@ -9,14 +9,15 @@ from vmunit_test import *
 
 __all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time
     stopped_process database usage_of types_of wait_idle times_on words FOR_EVER PATIENCE
-    TITLE KEY IN_PLACE COMM ENDS QUIT definitions vmm_request cpus_and_memory""".split()
+    TITLE KEY IN_PLACE RESETS COMM ENDS QUIT definitions vmm_request cpus_and_memory""".split()
 
 # What differs between the back ends: what messages call them; the name of the process; whether a reboot is done in the same
-# process; what the tiny guest is told so that it ends by itself, and the reason that is shown then; how the VMM ends when its
-# time is over, (code, signal); the VMM's key in vmunit.conf.
-TITLE, COMM, IN_PLACE, ENDS, QUIT, KEY = {
-    "qemu": ("QEMU", "qemu-system", True, (b"q", "guest-shutdown"), (0, 0), "QEMU"),
-    "firecracker": ("Firecracker", "firecracker", False, (b"r", "guest-reboot"), (0, signal.SIGTERM), "Firecracker"),
+# process, and a reset; what the tiny guest is told so that it ends by itself, and the reason that is shown then; how the VMM
+# ends when its time is over, (code, signal); the VMM's key in vmunit.conf.
+TITLE, COMM, IN_PLACE, RESETS, ENDS, QUIT, KEY = {
+    "qemu": ("QEMU", "qemu-system", True, True, (b"q", "guest-shutdown"), (0, 0), "QEMU"),
+    "cloud-hypervisor": ("Cloud Hypervisor", "cloud-hyperviso", False, True, (b"q", "vmm-exited"), (0, 0), "CloudHypervisor"),
+    "firecracker": ("Firecracker", "firecracker", False, False, (b"r", "guest-reboot"), (0, signal.SIGTERM), "Firecracker"),
 }[BACKEND]
 
 manager = Manager()
@@ -94,6 +95,9 @@ def cpus_and_memory(vm):
     if BACKEND == "firecracker":
         config = vmm_request(vm, "/machine-config")
         return config["vcpu_count"], config["mem_size_mib"]
+    if BACKEND == "cloud-hypervisor":
+        config = vmm_request(vm, "/api/v1/vm.info")["config"]
+        return config["cpus"]["boot_vcpus"], config["memory"]["size"] >> 20
     with open(f"/proc/{vm.LeaderPID}/cmdline", "rb") as f:
         arguments = f.read().split(b"\0")
     return int(arguments[arguments.index(b"-smp") + 1]), int(arguments[arguments.index(b"-m") + 1].rstrip(b"M"))
@@ -164,8 +168,9 @@ def vmm_count():
     count = 0
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as f:
-            words_ = f.read().split(b"\0")
-            count += os.path.basename(words_[0]).startswith((b"qemu-system", b"firecracker")) and b"--version" not in words_ and alive(int(pid))
+            cmdline = f.read()
+            count += program_name(cmdline).startswith(("qemu-system", "firecracker", "cloud-hypervisor")) and \
+                b"\0--version\0" not in cmdline and alive(int(pid))
     return count
 
 
@@ -258,6 +263,29 @@ def speak(answers_cont):
         if command["execute"] != "cont" or answers_cont:
             say({"return": answer, "id": command.get("id")})
 """,
+    "cloud-hypervisor": """
+if "--version" in sys.argv:
+    print("cloud-hypervisor v53.0")
+    sys.exit()
+
+def real():
+    os.execv("/usr/local/bin/cloud-hypervisor", ["cloud-hypervisor"] + sys.argv[1:])
+
+def accept():
+    return socket.socket(fileno=os.dup(3)).accept()[0]
+
+def speak(answers):
+    held = []
+    while True:
+        peer = accept()
+        path = peer.recv(65536).split()[1]
+        if path.endswith(b"vm.boot") and not answers:
+            held.append(peer)
+            continue
+        body = b'{"state": "Created"}' if path.endswith(b"vm.info") else b""
+        peer.sendall(b"HTTP/1.1 %%d \\r\\nContent-Length: %%d\\r\\n\\r\\n" %% (200 if body else 204, len(body)) + body)
+        peer.close()
+""".replace("%%", "%"),
     "firecracker": """
 if "--version" in sys.argv:
     print("Firecracker v1.12.1")

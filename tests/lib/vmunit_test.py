@@ -53,7 +53,7 @@ __all__ = """BUS ROOT MANAGER VM_INTERFACE JOB ERROR SANITIZED SLICE_CGROUP BACK
     Manager VM Job tiny_definition bios_definition linux_definition merge
     systemctl journal unit_property unit_pids unit_cgroup wait_unit_gone escape encode
     daemon_pid start_daemon stop_daemon kill_daemon launcher_pid fds
-    snapshot_leftovers assert_no_leftovers
+    snapshot_leftovers assert_no_leftovers program_name
     os sys json time signal subprocess contextlib GLib Gio""".split()
 
 
@@ -734,12 +734,20 @@ def _tree(top):
     return found
 
 
+def program_name(cmdline):
+    """Of /proc/PID/cmdline: the script's, if Python runs one."""
+    words = [os.path.basename(w.decode(errors="replace")) for w in cmdline.split(b"\0")]
+    if words[0].startswith("python3"):
+        words = [w for w in words[1:] if not w.startswith("-")] or words
+    return words[0]
+
+
 def _processes():
     found = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as f:
-            name = os.path.basename(f.read().split(b"\0")[0].decode(errors="replace"))
-            if name.startswith(("qemu-system", "firecracker", "vmunit-exec", "virtiofsd", "passt")):
+            name = program_name(f.read())
+            if name.startswith(("qemu-system", "firecracker", "cloud-hypervisor", "vmunit-exec", "virtiofsd", "passt")):
                 found.add(f"{name} (pid {pid})")
     return found
 
