@@ -140,13 +140,18 @@ static int call_wait(VM *vm) {
 }
 
 int call_error(VM *vm, VMCall call, int r, sd_bus_error *error) {
+        const char *name = vm->rec.name, *vmm = vm_backend_title(vm);
+
+        if (call == CALL_START) /* which is refused where it can't be stored */
+                return write_error(r, error);
         if (r == -ENOTCONN)
-                return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: %s does not answer yet; try again later, or Kill it",
-                                         vm->rec.name, vm_backend_title(vm));
+                return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: %s does not answer yet; try again later, or Kill it", name, vmm);
         if (r == -EBUSY && call == CALL_REBOOT)
-                return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: the last Reboot is not over yet; try again later",
-                                         vm->rec.name);
-        return write_error(r, error);
+                return sd_bus_error_setf(error, VMUNIT_ERROR_BUSY, "%s: the last Reboot is not over yet; try again later", name);
+        if (r == -ENOMEM)
+                return sd_bus_error_setf(error, SD_BUS_ERROR_NO_MEMORY, "%s: there is no memory for a %s", name, vm_call_to_string(call));
+        return sd_bus_error_setf(error, VMUNIT_ERROR_BACKEND_FAILED, "%s: %s can't be told of the %s: %s", name, vmm,
+                                 vm_call_to_string(call), strerror(-r));
 }
 
 /* What it waited for may have changed the state, so it is looked up once more. */

@@ -322,6 +322,8 @@ def op_call(c):
         assert c.ended().short == "Canceled", c.call.error
         return c.expect("Stopped")
     c.expect("Running", "Paused", error=c.action in ("EIO", "ENOSPC") and not c.point.startswith("commit"))
+    if c.action in ("EIO", "ENOSPC") and c.point.endswith("before") and c.point.startswith("call."):
+        assert c.call.error.short == "BackendFailed" and "database" not in c.call.error.message, c.call.error
     if method == "Reboot" and c.action == "kill-daemon" and not c.point.endswith("before"): # in the same VMM, or a new one
         assert c.vm.State == "Running" and (c.vm.pid != pid or c.vm.console_log().count(b"TINY-UP") == 2)
         return None
