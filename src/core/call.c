@@ -135,7 +135,7 @@ static int call_wait(VM *vm) {
         job_set_stage(vm->job, "connect", -1);
         vm->call_waits = true;
         if (!vm->vmm)
-                (void) vm_connect(vm); /* else it is tried again soon */
+                vm_try_connect(vm);
         return 0;
 }
 

@@ -156,6 +156,8 @@ static void stop_button(Stop *s) {
         job_set_stage(s->vm->job, "power-button", -1);
         if (vm_is_connected(s->vm))
                 ask_guest(s->vm);
+        else if (!s->vm->vmm && vm_is_alive(s->vm))
+                vm_try_connect(s->vm);
 }
 
 void stop_connected(VM *vm) {

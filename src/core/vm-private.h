@@ -39,6 +39,8 @@ int write_error(int r, sd_bus_error *error);
 
 /* vm-run.c: the VMM and its connection */
 int vm_connect(VM *vm);
+/* The same now, and if it fails again later */
+void vm_try_connect(VM *vm);
 /* Whether the VMM's API answers */
 bool vm_is_connected(const VM *vm);
 void vm_disconnect(VM *vm);

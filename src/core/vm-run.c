@@ -14,7 +14,9 @@
 
 /* A VM's live side: what its VMM says, how it ends, and how a daemon that comes back finds it again. */
 
+/* Doubled with each try in vain, for one whose socket is gone may live for months */
 #define RECONNECT_USEC (2 * USEC_PER_SEC)
+#define RECONNECT_MAX_USEC (60 * USEC_PER_SEC)
 /* So many remarks of a VMM are kept, each a write, in so long a time */
 #define NOTES_MAX 20U
 #define NOTES_USEC (10 * USEC_PER_SEC)
@@ -297,44 +299,54 @@ static void on_connected(VM *vm, VMMState state) {
         }
 }
 
-static int on_reconnect(sd_event_source *source, uint64_t usec, void *userdata);
-
-static void reconnect_later(VM *vm) {
-        int r;
-
-        vm->reconnect = sd_event_source_disable_unref(vm->reconnect);
-        r = sd_event_add_time_relative(vm->manager->event, &vm->reconnect, CLOCK_MONOTONIC, RECONNECT_USEC, 0, on_reconnect, vm);
-        if (r < 0)
-                vm_log(vm, LOG_ERR, "no timer for the next connection: %s", strerror(-r));
-}
-
-static void connect_or_later(VM *vm) {
-        int r;
-
-        r = vm_connect(vm);
-        if (r < 0) {
-                vm_log(vm, LOG_WARNING, "can't connect to %s: %s", vm_backend_title(vm), strerror(-r));
-                reconnect_later(vm);
-        }
-}
-
 static int on_reconnect(sd_event_source *source, uint64_t usec, void *userdata) {
         VM *vm = userdata;
 
         vm->reconnect = sd_event_source_disable_unref(vm->reconnect);
-        if (vm->vmm || !vm_is_alive(vm))
-                return 0;
-        vm_log(vm, LOG_WARNING, "the connection to %s is lost; trying again", vm_backend_title(vm));
-        connect_or_later(vm);
+        if (!vm->vmm && vm_is_alive(vm))
+                vm_try_connect(vm);
         return 0;
+}
+
+static uint64_t reconnect_delay(unsigned n_tries) {
+        uint64_t delay = RECONNECT_USEC;
+
+        for (unsigned i = 0; i < n_tries && delay < RECONNECT_MAX_USEC; i++)
+                delay *= 2;
+        return MIN(delay, RECONNECT_MAX_USEC);
+}
+
+static void reconnect_later(VM *vm) {
+        uint64_t delay = reconnect_delay(vm->n_reconnects);
+        int r;
+
+        vm->n_reconnects++;
+        vm->reconnect = sd_event_source_disable_unref(vm->reconnect);
+        r = sd_event_add_time_relative(vm->manager->event, &vm->reconnect, CLOCK_MONOTONIC, delay, 0, on_reconnect, vm);
+        if (r < 0)
+                vm_log(vm, LOG_ERR, "no timer for the next connection: %s", strerror(-r));
+}
+
+/* Told once, with the first try that could not do better. */
+static void not_connected(VM *vm, int error) {
+        vm_log(vm, vm->n_reconnects == 1 ? LOG_WARNING : LOG_DEBUG,
+               "%s can't be reached (%s); it runs on, and is tried again from time to time", vm_backend_title(vm), strerror(-error));
+        reconnect_later(vm);
+}
+
+void vm_try_connect(VM *vm) {
+        int r;
+
+        r = vm_connect(vm);
+        if (r < 0)
+                not_connected(vm, r);
 }
 
 /* Most often its process is about to end. If it is not, another connection may do better. */
 static void on_disconnected(VM *vm, int error) {
-        vm_log(vm, LOG_DEBUG, "the connection to %s is lost: %s", vm_backend_title(vm), strerror(-error));
         vm_disconnect(vm);
         vm->heard_all = error == -EPIPE;
-        reconnect_later(vm);
+        not_connected(vm, error);
 }
 
 /* What changes no state, and what a VMM can say as often as it likes */
@@ -365,7 +377,8 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
 
         switch (event) {
         case VMM_EVENT_CONNECTED:
-                vm_log(vm, LOG_DEBUG, "%s answers", vm_backend_title(vm));
+                vm_log(vm, vm->n_reconnects > 1 ? LOG_NOTICE : LOG_DEBUG, "%s answers", vm_backend_title(vm));
+                vm->n_reconnects = 0;
                 on_connected(vm, state);
                 stop_connected(vm);
                 call_connected(vm);
@@ -440,6 +453,7 @@ int vm_new_run(VM *vm) {
         r = run_new(vm->manager->event, vm->manager->systemd, &run_handler, vm, &vm->run);
         if (r < 0)
                 return r;
+        vm->n_reconnects = 0;
         vm->run->scope = vm->scope;
         vm->run->slice = vm->slice;
         vm->run->run_dir = vm->run_dir;
@@ -477,7 +491,7 @@ static int found_alive(VM *vm) {
         }
         if (vm->run->helper_dead)
                 run_kill(vm->run); /* as when its parent dies before our eyes */
-        connect_or_later(vm);
+        vm_try_connect(vm);
 
         switch (vm->rec.state) {
         case VM_STARTING:

@@ -822,6 +822,30 @@ def _():
             vm.wait_log(b"TINY-UP")
 
 
+@test("a VMM whose socket is gone: told once, tried ever more seldom, and at once by a call", timeout=60)
+def _():
+    with configured(LogLevel="debug"), running() as vm:
+        def tries():
+            return [e for e in journal("VMUNIT_VM_ID=" + vm.Id) if "can't be reached" in e["MESSAGE"]]
+
+        path = f"/run/vmunit/vms/{vm.Id}/qmp"
+        os.rename(path, path + ".away")
+        kill_daemon()
+        found = wait_for(lambda: len(tries()) >= 3 and tries(), 20, "three tries", poll=0.3)
+        assert [int(e["PRIORITY"]) for e in found[:3]].count(4) == 1, found
+        first, second, third = (int(e["__MONOTONIC_TIMESTAMP"]) for e in found[:3])
+        assert third - second > 1.5 * (second - first), found
+        os.rename(path + ".away", path)
+        vm.pause()
+        vm.resume()
+        os.rename(path, path + ".away")
+        kill_daemon()
+        wait_for(lambda: len(tries()) > len(found), 10, poll=0.1)
+        os.rename(path + ".away", path)
+        vm.stop()
+        assert words(vm) == ("Stopped", "stopped"), words(vm)
+
+
 @test("directories that somebody has deleted are made again, and are not missed by a removal")
 def _():
     # elsewhere a directory that was missing ended the whole clean-up
