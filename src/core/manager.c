@@ -478,7 +478,12 @@ static int load_vm(VMRecord *rec, void *userdata) {
                 return r;
         }
         vm->loaded = true;
-        return manager_link_vm(c->manager, vm);
+        r = vm_recall(vm);
+        if (r >= 0)
+                r = manager_link_vm(c->manager, vm);
+        if (r < 0)
+                vm_free(vm);
+        return r;
 }
 
 static int manager_load(Manager *m, char **ret_message) {

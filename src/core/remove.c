@@ -100,6 +100,7 @@ void remove_run_gone(VM *vm) {
                 return;
         }
 
+        vm_set_saved(vm);
         vm_log_fields(vm, LOG_INFO, MESSAGE_VM_REMOVED, NULL, "removed");
         if (vm->job)
                 job_finish(vm->job, NULL, false);

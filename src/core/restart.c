@@ -142,26 +142,16 @@ int restart_plan_start(VM *vm, uint64_t at, unsigned count) {
 
 int restart_cancel(VM *vm, bool keep_intent) {
         bool intent = keep_intent && vm->rec.intent;
-        VMRecord next;
         int r;
 
         if (vm->rec.restart_at == 0 && vm->rec.intent == intent)
                 return 0;
-        r = vm_record_copy(&vm->rec, &next);
-        if (r < 0)
-                return r;
-        next.restart_at = 0;
-        next.intent = intent;
-        r = vm_write_record(vm, &next, 0);
-        vm_record_done(&next);
-
         /* What was asked for holds in any case; the store follows. */
         vm->rec.restart_at = 0;
         vm->rec.intent = intent;
-        if (r < 0) {
-                vm->unsaved = true;
-                manager_save_later(vm->manager);
-        }
+        r = vm_save(vm);
+        if (r < 0)
+                vm_set_unsaved(vm, r);
         restart_arm(vm);
         vm_emit_changed(vm, "RestartAtUSec", NULL);
         return 0;

@@ -34,6 +34,11 @@ int vm_write_record(VM *vm, const VMRecord *next, uint64_t usage_end);
 int vm_replace_record(VM *vm, VMRecord *next, const char *event_type, const char *sentence);
 /* Writes the record again, if it is not in the store as it is in memory. */
 int vm_save(VM *vm);
+/* unsaved.c: the store could not take the record, by this error, and will be asked again; it has it; and what the last daemon could not
+ * store, after the record was loaded */
+void vm_set_unsaved(VM *vm, int error);
+void vm_set_saved(VM *vm);
+int vm_recall(VM *vm);
 /* Sets an error for a write that failed: NoSpace with what to do, or a failure. Gives r back. */
 int write_error(int r, sd_bus_error *error);
 

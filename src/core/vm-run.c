@@ -157,10 +157,8 @@ static void vm_tell_exit(VM *vm) {
         r = FAULT_POINT("exit.write", FAULT_FAILS, 0);
         if (r >= 0)
                 r = vm_write_record(vm, &vm->rec, now_realtime());
-        if (r < 0) {
-                vm->unsaved = true;
-                manager_save_later(vm->manager);
-        }
+        if (r < 0)
+                vm_set_unsaved(vm, r);
 
         vm_describe_exit(vm, text, sizeof(text));
         if (d && vm->rec.exit_known) {

@@ -389,7 +389,6 @@ int vm_transition(VM *vm, VMTransition t, int intent, const char *format, ...) {
                 return r;
         }
 
-        vm->unsaved = r < 0;
         vm_record_done(&vm->rec);
         vm->rec = next;
         /* The event's strings may have been the old record's */
@@ -400,12 +399,13 @@ int vm_transition(VM *vm, VMTransition t, int intent, const char *format, ...) {
                         "RestartAtUSec", "RestartCount", NULL);
         restart_arm(vm);
         manager_state_changed(vm->manager);
-        if (vm->unsaved) {
-                log_error_errno(r, "%s: its state can't be stored now and is kept in memory", vm->rec.name);
+        if (r < 0) {
+                vm_set_unsaved(vm, r);
                 vm_keep_event(vm, &ev, r);
-                manager_save_later(vm->manager);
-        } else
+        } else {
+                vm_set_saved(vm);
                 vm_tell_event(vm, &ev, id);
+        }
         return 0;
 }
 
@@ -433,7 +433,7 @@ int vm_replace_record(VM *vm, VMRecord *next, const char *event_type, const char
         vm_record_done(&vm->rec);
         vm->rec = *next;
         *next = (VMRecord) {};
-        vm->unsaved = false;
+        vm_set_saved(vm);
         ev.vm_id = vm->rec.id;
         vm_tell_event(vm, &ev, id);
         vm_log_fields(vm, LOG_INFO, MESSAGE_VM_EVENT, NULL, "%s", sentence);
@@ -445,7 +445,7 @@ int vm_save(VM *vm) {
 
         r = vm_write_record(vm, &vm->rec, ends_usage(vm, vm->rec.state) ? vm->rec.state_since : 0);
         if (r >= 0)
-                vm->unsaved = false;
+                vm_set_saved(vm);
         return r;
 }
 

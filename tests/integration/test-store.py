@@ -185,6 +185,7 @@ def _():
                 for kind in before:                     # the last run's output is kept, and gone with the VM
                     before[kind] |= {state, state + "/console.log", state + "/last-output"} if kind == "files" else set()
                 now = snapshot_leftovers()
+                before["files"] |= {p for p in now["files"] if p.startswith("/run/vmunit/unsaved-")}    # till there is room
                 if state not in now["files"]:
                     before["files"] -= {p for p in before["files"] if p.startswith(state)}
                 else:
@@ -197,6 +198,7 @@ def _():
                 assert shown("web") == ("Stopped", "killed")
             make_room()
             wait_stored("web")
+            wait_for(lambda: not glob.glob("/run/vmunit/unsaved-*"), 10, poll=0.05)
             check_ledger()
             vm.start()
             vm.kill()
@@ -286,6 +288,42 @@ def _():
         check_ledger()
         for name in names:
             VM(name).start()
+        check_ledger()
+
+
+@test("full, and the daemon dies in a Stop or after it: the stop goes on, and is no crash", timeout=90)
+def _():
+    with small_disk():
+        vms = {name: manager.create(name, tiny_definition(restart={"policy": "always"}, stopTimeout="3s"), start=True)
+               for name in ("stopped", "killed", "deaf", "crashed")}
+        for vm in vms.values():
+            vm.wait_log(b"TINY-UP")
+        with vms["deaf"].open_console() as console:     # it obeys no button
+            console.sendall(b"s")
+            read_until(console.fileno(), b"s")
+        refill()
+        vms["stopped"].stop()
+        vms["killed"].kill()
+        stop = vms["deaf"].stop_async()
+        vms["deaf"].wait_state("Stopping")
+        kill_daemon()
+        assert [row(name)[0] for name in ("stopped", "killed", "deaf")] == ["Running"] * 3, "the disk was not full"
+        assert shown("deaf")[0] == "Stopping" and stop.done
+        for _ in range(2):
+            vms["deaf"].wait_state("Stopped")
+            assert [shown(name) for name in ("stopped", "killed", "deaf")] == \
+                [("Stopped", "stopped"), ("Stopped", "killed"), ("Stopped", "stop-forced")]
+            assert all(vms[name].RestartAtUSec == 0 for name in ("stopped", "killed", "deaf"))
+            kill_daemon()
+        make_room()
+        wait_stored(*vms)
+        wait_for(lambda: not glob.glob("/run/vmunit/unsaved-*"), 10, poll=0.05)
+        check_ledger()
+        kill_daemon()
+        assert [shown(name)[0] for name in ("stopped", "killed", "deaf")] == ["Stopped"] * 3
+        assert vms["crashed"].State == "Running"
+        for name in ("stopped", "killed", "deaf"):
+            vms[name].start()
         check_ledger()
 
 
