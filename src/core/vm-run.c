@@ -17,9 +17,11 @@
 /* Doubled with each try in vain, for one whose socket is gone may live for months */
 #define RECONNECT_USEC (2 * USEC_PER_SEC)
 #define RECONNECT_MAX_USEC (60 * USEC_PER_SEC)
-/* So many remarks of a VMM are kept, each a write, in so long a time */
+/* Each is a write, and a VMM can say as many as it likes. */
 #define NOTES_MAX 20U
 #define NOTES_USEC (10 * USEC_PER_SEC)
+#define FLIPS_MAX 10U
+#define FLIPS_USEC (5 * USEC_PER_SEC)
 
 const char *vm_backend_title(const VM *vm) {
         if (!vm->ops)
@@ -248,7 +250,44 @@ void vm_end_run(VM *vm) {
 
 /* The VMM's API */
 
+/* How many times this one is; more than max: one too many for now */
+static unsigned budget_take(VM *vm, Budget *b, uint64_t usec) {
+        uint64_t now = 0;
+
+        (void) sd_event_now(vm->manager->event, CLOCK_MONOTONIC, &now);
+        if (b->n == 0 || now - b->since_usec >= usec)
+                *b = (Budget) { .since_usec = now };
+        return ++b->n;
+}
+
+static void show_state(VM *vm, VMMState state);
+
+static int on_settle(sd_event_source *source, uint64_t usec, void *userdata) {
+        VM *vm = userdata;
+
+        vm->settle = sd_event_source_disable_unref(vm->settle);
+        if (!vm->start && vm_is_alive(vm))
+                show_state(vm, vm->vmm_state);
+        return 0;
+}
+
+/* Of a VMM that goes to and fro all the time only the state in which it is at last is shown, a little later. */
+static bool may_flip(VM *vm) {
+        unsigned n = budget_take(vm, &vm->flips, FLIPS_USEC);
+
+        if (n <= FLIPS_MAX)
+                return true;
+        if (n == FLIPS_MAX + 1 && !vm->job) /* what was asked for is shown with the answer */
+                vm_log(vm, LOG_WARNING, "%s pauses and resumes the guest more often than can be shown", vm_backend_title(vm));
+        if (!vm->settle && sd_event_add_time(vm->manager->event, &vm->settle, CLOCK_MONOTONIC,
+                                             vm->flips.since_usec + FLIPS_USEC, 0, on_settle, vm) < 0)
+                return true;
+        return false;
+}
+
 static void on_running(VM *vm) {
+        if (vm->rec.state == VM_PAUSED && !may_flip(vm))
+                return;
         if (vm->rec.state == VM_PAUSED)
                 (void) vm_transition(vm, TRANSITION_RESUMED, INTENT_KEEP, "The guest goes on");
         else if (vm->rec.state == VM_ERROR || vm->rec.state == VM_STOPPED)
@@ -256,12 +295,23 @@ static void on_running(VM *vm) {
 }
 
 static void on_paused(VM *vm, VMTransition t) {
+        if (vm->rec.state == VM_RUNNING && !may_flip(vm))
+                return;
         if (vm->rec.state == VM_RUNNING && t == TRANSITION_IO_ERROR)
                 (void) vm_transition(vm, t, INTENT_KEEP, "A disk error has stopped the guest; Resume tries again");
         else if (vm->rec.state == VM_RUNNING)
                 (void) vm_transition(vm, t, INTENT_KEEP, "The guest is paused");
         else if (vm->rec.state == VM_ERROR || vm->rec.state == VM_STOPPED)
                 (void) vm_transition(vm, TRANSITION_FOUND_PAUSED, INTENT_KEEP, "%s", "");
+}
+
+static void show_state(VM *vm, VMMState state) {
+        if (state == VMM_STATE_RUNNING)
+                on_running(vm);
+        else if (state == VMM_STATE_PAUSED)
+                on_paused(vm, TRANSITION_PAUSED);
+        else if (state == VMM_STATE_IO_ERROR)
+                on_paused(vm, TRANSITION_IO_ERROR);
 }
 
 /* After (re)connecting: the state as the VMM says. */
@@ -349,15 +399,11 @@ static void on_disconnected(VM *vm, int error) {
 
 /* What changes no state, and what a VMM can say as often as it likes */
 static void vm_note(VM *vm, const char *type, const char *sentence) {
-        uint64_t now = now_realtime();
+        unsigned n = budget_take(vm, &vm->notes, NOTES_USEC);
 
-        if (now < vm->notes_usec || now - vm->notes_usec >= NOTES_USEC) {
-                vm->notes_usec = now;
-                vm->n_notes = 0;
-        }
-        if (vm->n_notes++ < NOTES_MAX)
+        if (n <= NOTES_MAX)
                 vm_add_event(vm, type, NULL, "%s", sentence);
-        else if (vm->n_notes == NOTES_MAX + 1)
+        else if (n == NOTES_MAX + 1)
                 vm_log(vm, LOG_WARNING, "%s tells of more than can be kept for now", vm_backend_title(vm));
 }
 

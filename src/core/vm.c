@@ -33,6 +33,7 @@ VM *vm_free(VM *vm) {
         sd_event_source_disable_unref(vm->retry);
         sd_event_source_disable_unref(vm->call_timer);
         sd_event_source_disable_unref(vm->reconnect);
+        sd_event_source_disable_unref(vm->settle);
         systemd_call_free(vm->stop_query);
         sd_event_source_disable_unref(vm->restart_timer);
         systemd_call_free(vm->update_call);

@@ -9,6 +9,12 @@
 typedef struct Start Start;
 typedef struct Stop Stop;
 
+/* So much in so long a time */
+typedef struct Budget {
+        uint64_t since_usec;            /* CLOCK_MONOTONIC */
+        unsigned n;
+} Budget;
+
 struct VM {
         Manager *manager;
         VM *next;
@@ -36,8 +42,8 @@ struct VM {
         bool asked_to_stop;             /* by manager_stop_all() */
         bool by_itself;                 /* the start under way was asked for by nobody */
         sd_event_source *restart_timer;
-        uint64_t notes_usec;            /* CLOCK_REALTIME: since when its VMM's remarks are counted, */
-        unsigned n_notes;               /* of which history takes a bounded number */
+        Budget notes, flips;            /* of its VMM's remarks, and of its changes of state that nobody asked for: each is a write */
+        sd_event_source *settle;        /* when what the VMM says of its state is shown again */
         bool heard_all;                 /* the VMM itself has closed the connection, so no event is missing */
         sd_event_source *reconnect;
         unsigned n_reconnects;          /* since its API answered last */

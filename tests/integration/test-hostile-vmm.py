@@ -277,6 +277,20 @@ def _():
         assert len([e for e in manager.events(limit=1000, vm=vm.Id) if e[4] == "power-button"]) <= 60
 
 
+@test("one that pauses and resumes itself all the time is shown now and then, and as it is at last", timeout=60)
+def _():
+    with hostile("flips") as vm:
+        begin = time.monotonic()
+        vm.start()
+        vm.wait_log(b"FLIPPED")
+        wait_for(lambda: vm.State == "Paused", 15, "the state in which it is")
+        took = time.monotonic() - begin
+        flips = [e for e in manager.events(limit=5000, vm=vm.Id) if e[4] in ("paused", "running")]
+        assert 2 <= len(flips) <= 12 * (took / 5 + 2), (len(flips), took)
+        warned = [e for e in journal("VMUNIT_VM_ID=" + vm.Id) if "more often than can be shown" in e["MESSAGE"]]
+        assert 1 <= len(warned) <= took / 5 + 2, warned
+
+
 @test("a flood of words and console output is bounded, its end is kept", timeout=60)
 def _():
     with hostile("floods-output") as vm:
