@@ -33,16 +33,13 @@ typedef struct Context {
 static int on_name_reply(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         const sd_bus_error *e = sd_bus_message_get_error(m);
         Context *c = userdata;
-        int r;
 
         if (e) {
                 log_error("Can't own the name " BUS_NAME ": %s", e->message);
                 return sd_event_exit(c->event, 1);
         }
         (void) sd_notify(false, "READY=1");
-        r = manager_on_boot(c->manager);
-        if (r < 0)
-                log_error_errno(r, "Can't start what is to run after a boot; the next start of the daemon tries again");
+        manager_on_boot(c->manager);
         return 0;
 }
 

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <unistd.h>
+
 #include "basic/fault.h"
 #include "basic/fd-util.h"
 #include "basic/fs-util.h"
@@ -10,6 +12,9 @@
  * record first, as a restart policy's is, so a daemon that dies half way forgets none; only then the boot is done with. */
 
 #define LAST_BOOT "/var/lib/vmunit/last-boot"
+/* Where that can't be written: gone with the boot */
+#define THIS_BOOT "/run/vmunit/last-boot"
+#define AGAIN_USEC (5 * USEC_PER_SEC)
 
 static bool is_wanted(const VM *vm) {
         OnBoot on = vm->manager->config->on_boot;
@@ -17,6 +22,8 @@ static bool is_wanted(const VM *vm) {
         if (vm->rec.state != VM_STOPPED && (vm->rec.state != VM_ERROR || vm_is_alive(vm)))
                 return false;
         if (on == ON_BOOT_NOTHING || !vm->loaded)
+                return false;
+        if (streq(vm->rec.boot_id, vm->manager->boot_id)) /* it was started since the boot, or its start is planned */
                 return false;
         return vm->definition->autostart || (on == ON_BOOT_RESUME && vm->rec.intent);
 }
@@ -54,20 +61,60 @@ static int plan_all(Manager *m) {
         return 0;
 }
 
-int manager_on_boot(Manager *m) {
-        _cleanup_free_ char *last = NULL;
+static bool says_this_boot(const Manager *m, const char *path) {
+        _cleanup_free_ char *text = NULL;
         int r;
 
-        r = read_file_all(LAST_BOOT, 64, &last, NULL);
-        if (r >= 0 && startswith(last, m->boot_id))
-                return 0;
-        if (r < 0 && r != -ENOENT && r != -E2BIG)
-                return r;
+        r = read_file_all(path, 64, &text, NULL);
+        if (r < 0 && r != -ENOENT)
+                log_warning_errno(r, "%s can't be read", path);
+        return r >= 0 && startswith(text, m->boot_id);
+}
 
+static bool is_done(const Manager *m) {
+        if (!says_this_boot(m, LAST_BOOT))
+                return says_this_boot(m, THIS_BOOT);
+        (void) unlink(THIS_BOOT);
+        return true;
+}
+
+static void set_done(const Manager *m) {
+        int r;
+
+        r = write_file_atomic(LAST_BOOT, m->boot_id, true);
+        if (r >= 0)
+                return;
+        log_warning_errno(r, LAST_BOOT " can't be written, so " THIS_BOOT " remembers that what is to run after a boot was started");
+        r = write_file_atomic(THIS_BOOT, m->boot_id, false);
+        if (r < 0)
+                log_error_errno(r, THIS_BOOT " can't be written either: the next start of the daemon starts what never ran in this boot");
+}
+
+static int on_again(sd_event_source *source, uint64_t usec, void *userdata) {
+        Manager *m = userdata;
+
+        m->boot_timer = sd_event_source_disable_unref(m->boot_timer);
+        manager_on_boot(m);
+        return 0;
+}
+
+/* Those whose plan was stored are planned no more. */
+static void try_again(Manager *m, int error) {
+        log_error_errno(error, "What is to run after a boot can't be started now; it is tried again every few seconds");
+        if (sd_event_add_time_relative(m->event, &m->boot_timer, CLOCK_MONOTONIC, AGAIN_USEC, 0, on_again, m) < 0)
+                log_error("… but there is no timer for that; the next start of the daemon does it");
+}
+
+void manager_on_boot(Manager *m) {
+        int r;
+
+        if (is_done(m))
+                return;
         r = plan_all(m);
         if (r >= 0)
                 r = FAULT_POINT("boot.planned", FAULT_FAILS, 0);
         if (r < 0)
-                return r;
-        return write_file_atomic(LAST_BOOT, m->boot_id, true);
+                try_again(m, r);
+        else
+                set_done(m);
 }

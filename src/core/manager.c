@@ -567,6 +567,7 @@ Manager *manager_free(Manager *m) {
         }
         sd_event_source_disable_unref(m->save_timer);
         sd_event_source_disable_unref(m->status_timer);
+        sd_event_source_disable_unref(m->boot_timer);
         systemd_free(m->systemd);
         store_backup_free(m->backup);
         store_close(m->store);

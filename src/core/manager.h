@@ -51,7 +51,7 @@ struct Manager {
         const Observer *observer;
         void *observer_userdata;
         StoreBackup *backup;
-        sd_event_source *save_timer, *status_timer;
+        sd_event_source *save_timer, *status_timer, *boot_timer;
         int lock_fd;                    /* there is one manager of these VMs at a time */
 };
 
@@ -63,8 +63,9 @@ DEFINE_TRIVIAL_CLEANUP_FUNC(Manager *, manager_free);
  * loop, when it is known which of them are usable. */
 int manager_start(Manager *m, void (*ready)(void *userdata), void *userdata);
 
-/* Once the daemon has told that it is ready: starts what OnBoot= says, if it did not since the host has booted. */
-int manager_on_boot(Manager *m);
+/* Once the daemon has told that it is ready: starts what OnBoot= says, if it did not since the host has booted. Where that can't be
+ * stored it is tried again. */
+void manager_on_boot(Manager *m);
 
 /* Stops all VMs in good order, those that began last first, a bounded number at once; they are to run again after a boot. done is
  * told from the loop, and whether none runs any more. */

@@ -62,6 +62,8 @@ def reboot_host(*running):
         kill_scope(vm)
     for directory in os.listdir("/run/vmunit/vms"):
         shutil.rmtree("/run/vmunit/vms/" + directory)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink("/run/vmunit/last-boot")
     other_boot()
 
 
@@ -70,8 +72,9 @@ def other_boot():
     with db:
         db.execute("UPDATE vm SET boot_id = ? WHERE boot_id != ''", (OTHER_BOOT,))
     db.close()
-    with open(LAST_BOOT, "w") as f:
-        f.write(OTHER_BOOT)
+    if not os.path.isdir(LAST_BOOT):
+        with open(LAST_BOOT, "w") as f:
+            f.write(OTHER_BOOT)
 
 
 def boot():
@@ -197,6 +200,52 @@ def _():
     vm.wait_gone()
     assert not os.path.exists(f"/var/lib/vmunit/vms/{identity}")
     configure()
+    clean()
+
+
+@test("where last-boot can't be written a boot is done with all the same, and the next one is one", timeout=60)
+def _():
+    # autostart at each start of the daemon
+    vm, ran = create("auto", start=False, autostart=True), create("ran", autostart=True)
+    reboot_host("ran")
+    os.unlink(LAST_BOOT)
+    os.mkdir(LAST_BOOT)
+    try:
+        for n in (1, 2):
+            boot()
+            vm.wait_state("Running")
+            ran.wait_state("Running")
+            vm.stop()
+            created = create("created", start=False, autostart=True)
+            for _ in range(2):
+                stop_daemon()
+                mark = boot()
+                assert vm.State == created.State == "Stopped" and vm.RestartAtUSec == created.RestartAtUSec == 0
+                assert ran.State == "Running" and told("starting", mark) == []
+            warned = [e for e in journal("-u", "vmunitd.service") if "last-boot can't be written, so" in e["MESSAGE"]]
+            assert len(warned) == n, warned
+            created.remove()
+            created.wait_gone()
+            reboot_host("ran")
+    finally:
+        os.rmdir(LAST_BOOT)
+    clean()
+    assert os.path.isfile(LAST_BOOT) and not os.path.exists("/run/vmunit/last-boot")
+
+
+@test("what is to run after a boot and can't be stored is not lost", timeout=60)
+def _():
+    vm = create("late", start=False, autostart=True)
+    reboot_host()
+    with contextlib.closing(sqlite3.connect(DATABASE, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        mark = boot()
+        wait_for(lambda: [e for e in journal("-u", "vmunitd.service") if "tried again every few seconds" in e["MESSAGE"]], 10, poll=0.2)
+        assert vm.State == "Stopped" and told("starting", mark) == []
+        db.execute("ROLLBACK")
+    vm.wait_state("Running", timeout=15)
+    with open(LAST_BOOT) as f:
+        assert f.read() != OTHER_BOOT
     clean()
 
 
