@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <dlfcn.h>
+#include <link.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "basic/macro.h"
 #include "bus/curl-load.h"
@@ -35,6 +38,21 @@ static void *open_library(void) {
         return library;
 }
 
+/* Relocating thirty libraries, and their constructors, touch megabytes of them that nobody needs again: what does comes back from the page
+ * cache. */
+static int give_back(struct dl_phdr_info *info, size_t size, void *userdata) {
+        uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE);
+
+        for (size_t i = 0; i < info->dlpi_phnum; i++) {
+                const ElfW(Phdr) *p = info->dlpi_phdr + i;
+                uintptr_t begin = (info->dlpi_addr + p->p_vaddr) & ~(page - 1), end = info->dlpi_addr + p->p_vaddr + p->p_memsz;
+
+                if (p->p_type == PT_LOAD && !(p->p_flags & PF_W))
+                        (void) madvise((void *) begin, end - begin, MADV_DONTNEED);
+        }
+        return 0;
+}
+
 int curl_load(void) {
         static bool done;
         void *library;
@@ -53,6 +71,7 @@ int curl_load(void) {
         /* Without TLS, for there is none on UNIX sockets */
         if (curl.global_init(CURL_GLOBAL_NOTHING) != CURLE_OK)
                 return -ENOMEM;
+        (void) dl_iterate_phdr(give_back, NULL);
         done = true;
         return 0;
 }

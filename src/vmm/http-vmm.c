@@ -139,12 +139,12 @@ static void handle_input(VMMStream *s, size_t from) {
         }
 }
 
-/* Room for what comes next. Gives back what a long record took. */
+/* Room for what comes next */
 static int stream_reserve(VMMStream *s) {
         size_t want = s->size + READ_SIZE;
         char *p;
 
-        if (want <= s->allocated && (s->size > 0 || s->allocated <= 2 * READ_SIZE))
+        if (want <= s->allocated)
                 return 0;
         p = realloc(s->input, want);
         if (!p)
@@ -152,6 +152,14 @@ static int stream_reserve(VMMStream *s) {
         s->input = p;
         s->allocated = want;
         return 0;
+}
+
+/* There may be a thousand that wait for a record. */
+static void stream_shrink(VMMStream *s) {
+        if (s->size > 0)
+                return;
+        free(TAKE_PTR(s->input));
+        s->allocated = 0;
 }
 
 /* Reads once. Gives the number of bytes, 0 when there are none now or it has ended. */
@@ -175,6 +183,7 @@ static size_t stream_read(VMMStream *s) {
         s->reading = true;
         handle_input(s, before);
         s->reading = false;
+        stream_shrink(s);
         return (size_t) n;
 }
 
