@@ -418,15 +418,14 @@ int vm_object_find(sd_bus *bus, const char *path, const char *interface, void *u
 int vm_node_enumerator(sd_bus *bus, const char *prefix, void *userdata, char ***ret, sd_bus_error *error) {
         _cleanup_strv_free_ char **l = NULL;
         Api *a = userdata;
+        size_t n = 0;
         int r;
 
+        l = new0(char *, a->manager->n_vms + 1);
+        if (!l)
+                return -ENOMEM;
         for (VM *vm = a->manager->vms; vm; vm = vm->next) {
-                char *path;
-
-                r = vm_path(vm->rec.name, &path);
-                if (r < 0)
-                        return r;
-                r = strv_consume(&l, path);
+                r = vm_path(vm->rec.name, l + n++);
                 if (r < 0)
                         return r;
         }

@@ -116,7 +116,16 @@ void table_done(Table *t) {
         free(t->colors);
 }
 
+static size_t width(const char *s) {
+        size_t n = 0;
+
+        for (; *s; s++)
+                n += ((uint8_t) *s & 0xc0) != 0x80;
+        return n;
+}
+
 static int table_add(Table *t, Color color, const char *cell) {
+        size_t *widest = &t->widths[t->n % t->columns];
         char **cells, *s;
         Color *colors;
 
@@ -134,6 +143,7 @@ static int table_add(Table *t, Color color, const char *cell) {
         if (!s)
                 return -ENOMEM;
 
+        *widest = MAX(*widest, width(s));
         t->cells[t->n] = s;
         t->colors[t->n++] = color;
         return 0;
@@ -146,26 +156,10 @@ int table_add_row(Table *t, Color color, const char *const *cells) {
         return 0;
 }
 
-static size_t width(const char *s) {
-        size_t n = 0;
-
-        for (; *s; s++)
-                n += ((uint8_t) *s & 0xc0) != 0x80;
-        return n;
-}
-
-static size_t column_width(const Table *t, size_t column) {
-        size_t w = 0;
-
-        for (size_t i = column; i < t->n; i += t->columns)
-                w = MAX(w, width(t->cells[i]));
-        return w;
-}
-
 void table_print(const Table *t, FILE *f) {
         for (size_t i = 0; i < t->n; i++) {
                 bool last = i % t->columns == t->columns - 1;
-                size_t pad = last ? 0 : column_width(t, i % t->columns) - width(t->cells[i]) + 1;
+                size_t pad = last ? 0 : t->widths[i % t->columns] - width(t->cells[i]) + 1;
 
                 fprintf(f, "%s%s%s%*s%s", color_on(t->colors[i]), t->cells[i], color_off(t->colors[i]), (int) pad, "",
                         last ? "\n" : "");

@@ -21,8 +21,10 @@ const char *color_on(Color c);
 const char *color_off(Color c);
 
 /* A text table: cells row by row, columns of them in each; every column but the last is as wide as its widest cell. */
+#define TABLE_COLUMNS_MAX 8
 typedef struct Table {
         size_t columns;
+        size_t widths[TABLE_COLUMNS_MAX];
         char **cells;
         Color *colors;
         size_t n;
