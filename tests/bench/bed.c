@@ -12,7 +12,13 @@
 #define WAIT_MS 30000.0
 
 static sd_bus *the_bus;
-static Seen seen;
+
+/* What is waited for: changes to this state, how many there were, and when the last came (ms) */
+static struct Seen {
+        const char *state;
+        unsigned n;
+        double at;
+} seen;
 
 void die(const char *format, ...) {
         va_list ap;
@@ -61,16 +67,20 @@ void bed_turn(double end, const char *what) {
         check(sd_bus_wait(bed_bus(), (uint64_t) (left * 1000)), "the bus");
 }
 
-const char *bed_definition(void) {
-        static char *text;
+static char *guest_path(const char *guest) {
         const char *guests = getenv("VMUNIT_GUESTS");
 
         if (!guests)
                 die("VMUNIT_GUESTS is not set: use tests/bench/run");
-        if (!text)
-                text = strjoinf("{\"version\": 1, \"backend\": \"qemu\", \"memory\": \"32M\","
-                                " \"boot\": {\"kernel\": \"%s/tiny.elf\"}}", guests);
-        return text;
+        return strjoinf("%s/%s.elf", guests, guest);
+}
+
+const char *bed_kernel(void) {
+        static char *path;
+
+        if (!path)
+                path = guest_path("tiny");
+        return path;
 }
 
 static char *vm_path(const char *name) {
@@ -80,12 +90,31 @@ static char *vm_path(const char *name) {
         return path;
 }
 
-void vm_create(const char *name, const char *definition) {
+static void create(const char *name, const char *backend, unsigned memory_mb, const char *kernel) {
         _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+        _cleanup_free_ char *definition = NULL;
 
+        definition = strjoinf("{\"version\": 1, \"backend\": \"%s\", \"memory\": \"%uM\", \"boot\": {\"kernel\": \"%s\"}}",
+                              backend, memory_mb, kernel);
         if (sd_bus_call_method(bed_bus(), DESTINATION, "/org/vmunit1", "org.vmunit1.Manager", "CreateVM", &e, NULL, "ssa{sv}",
                                name, definition, 0) < 0)
                 die("CreateVM %s: %s", name, e.message);
+}
+
+void vm_create(const char *name, const char *backend) {
+        create(name, backend, BED_MEMORY_MB, bed_kernel());
+}
+
+void vm_create_still(unsigned i, const char *backend) {
+        _cleanup_free_ char *kernel = guest_path("still");
+        char name[16];
+
+        vm_name(name, i);
+        create(name, backend, STILL_MEMORY_MB, kernel);
+}
+
+void vm_name(char ret[static 16], unsigned i) {
+        snprintf(ret, 16, "vm%u", i);
 }
 
 static sd_bus_message *vm_message(const char *name, const char *method) {
@@ -164,8 +193,8 @@ static int read_state(sd_bus_message *m) {
                 r = sd_bus_message_read(m, "s", &key);
                 if (r >= 0 && streq(key, "State")) {
                         r = sd_bus_message_read(m, "v", "s", &state);
-                        if (r >= 0) {
-                                snprintf(seen.state, sizeof(seen.state), "%s", state);
+                        if (r >= 0 && streq(state, seen.state)) {
+                                seen.n++;
                                 seen.at = now_ms();
                         }
                 } else if (r >= 0)
@@ -181,28 +210,64 @@ static int on_changed(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         return 0;
 }
 
-void seen_watch(const char *name) {
-        static sd_bus_slot *slot;
-        _cleanup_free_ char *path = vm_path(name);
+void seen_begin(const char *state) {
+        static bool watched;
 
-        slot = sd_bus_slot_unref(slot);
-        check(sd_bus_match_signal(bed_bus(), &slot, DESTINATION, path, "org.freedesktop.DBus.Properties", "PropertiesChanged",
-                                  on_changed, NULL), "match");
-}
-
-void seen_clear(void) {
+        if (!watched)
+                check(sd_bus_add_match(bed_bus(), NULL, "type='signal',sender='" DESTINATION "',path_namespace='/org/vmunit1/vm',"
+                                       "interface='org.freedesktop.DBus.Properties',member='PropertiesChanged'", on_changed, NULL), "match");
+        watched = true;
         /* What has come already is not what is waited for. */
         while (sd_bus_process(bed_bus(), NULL) > 0)
                 ;
-        seen.state[0] = 0;
+        seen = (struct Seen) { .state = state };
 }
 
-double seen_wait(const char *state) {
+double seen_wait(unsigned n) {
         double end = now_ms() + WAIT_MS;
 
-        while (!streq(seen.state, state))
-                bed_turn(end, state);
+        while (seen.n < n)
+                bed_turn(end, seen.state);
         return seen.at;
+}
+
+/* Processes */
+
+double process_figure(int pid, const char *file, const char *key) {
+        char path[64], line[256];
+        double value = -1;
+        FILE *f;
+
+        snprintf(path, sizeof(path), "/proc/%d/%s", pid, file);
+        f = fopen(path, "re");
+        if (!f)
+                die("%s: %m", path);
+        while (value < 0 && fgets(line, sizeof(line), f)) {
+                const char *rest_of = startswith(line, key);
+
+                if (rest_of)
+                        value = strtod(rest_of, NULL);
+        }
+        fclose(f);
+        return value;
+}
+
+int unit_pid(const char *unit) {
+        _cleanup_free_ char *path = NULL;
+        uint32_t pid;
+
+        check(sd_bus_path_encode("/org/freedesktop/systemd1/unit", unit, &path), "path");
+        check(sd_bus_get_property_trivial(bed_bus(), "org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service", "MainPID",
+                                          NULL, 'u', &pid), unit);
+        if (pid == 0)
+                die("%s does not run", unit);
+        return (int) pid;
+}
+
+double exec_pss(const char *name) {
+        int parent = (int) process_figure(vm_leader(name), "status", "PPid:");
+
+        return process_figure(parent, "smaps_rollup", "Pss:");
 }
 
 /* Figures */

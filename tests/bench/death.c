@@ -6,13 +6,12 @@
 
 /* SIGKILL to the VMM until a client sees Error */
 
-void bench_death(unsigned rounds) {
+void bench_death(unsigned rounds, const char *backend) {
         Row death = { .name = "VMM killed until Error is seen" }, bare = { .name = "a bare VMM killed until its end is seen" };
         double median;
         Bare *b = NULL;
 
-        vm_create("bench", bed_definition());
-        seen_watch("bench");
+        vm_create("bench", backend);
 
         for (unsigned i = 0; i < rounds; i++) {
                 double begin;
@@ -21,13 +20,13 @@ void bench_death(unsigned rounds) {
                 vm_do("bench", "Start");
                 pid = vm_leader("bench");
                 if (!b)
-                        b = bare_of(pid);
+                        b = bare_of(backend, pid);
                 rest();
-                seen_clear();
+                seen_begin("Error");
                 begin = now_ms();
                 if (pid <= 0 || kill(pid, SIGKILL) < 0)
                         die("kill: %m");
-                row_add(&death, seen_wait("Error") - begin);
+                row_add(&death, seen_wait(1) - begin);
                 rest();
                 (void) bare_start(b);
                 rest();

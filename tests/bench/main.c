@@ -7,19 +7,21 @@
 int main(int argc, char *argv[]) {
         static const struct {
                 const char *name;
-                void (*run)(unsigned rounds);
+                void (*run)(unsigned rounds, const char *backend);
         } benches[] = {
-                { "start",  bench_start  },
-                { "death",  bench_death  },
-                { "read",   bench_read   },
-                { "memory", bench_memory },
+                { "start",    bench_start    },
+                { "many",     bench_many     },
+                { "death",    bench_death    },
+                { "read",     bench_read     },
+                { "memory",   bench_memory   },
                 { "takeover", bench_takeover },
+                { "scale",    bench_scale    },
         };
 
-        for (size_t i = 0; argc == 3 && i < ELEMENTSOF(benches); i++)
+        for (size_t i = 0; argc == 4 && i < ELEMENTSOF(benches); i++)
                 if (streq(argv[1], benches[i].name)) {
-                        benches[i].run((unsigned) MAX(atoi(argv[2]), 1));
+                        benches[i].run((unsigned) MAX(atoi(argv[2]), 1), argv[3]);
                         return EXIT_SUCCESS;
                 }
-        die("usage: bench start|death|read|memory|takeover ROUNDS (see tests/bench/run)");
+        die("usage: bench start|many|death|read|memory|takeover|scale ROUNDS BACKEND (see tests/bench/run)");
 }

@@ -23,7 +23,7 @@ static double ask(const Question *q) {
         return now_ms() - begin;
 }
 
-void bench_read(unsigned rounds) {
+void bench_read(unsigned rounds, const char *backend) {
         static const char properties[] = "org.freedesktop.DBus.Properties", vm[] = "org.vmunit1.VM",
                           path[] = VM_PREFIX "bench", us[] = "org.vmunit1";
         Question questions[] = {
@@ -42,13 +42,12 @@ void bench_read(unsigned rounds) {
 
                 name[6] = (char) ('0' + i / 10);
                 name[7] = (char) ('0' + i % 10);
-                vm_create(name, bed_definition());
+                vm_create(name, backend);
         }
-        vm_create("bench", bed_definition());
-        seen_watch("bench");
-        seen_clear();
+        vm_create("bench", backend);
+        seen_begin("Starting");
         vm_send("bench", "Start");
-        (void) seen_wait("Starting");
+        (void) seen_wait(1);
         rest();
         rest();
 

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <signal.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "bed.h"
+
+/* Many VMs started at once, against as many bare VMMs at once and as many processes put into scopes, one after the other */
+
+#define VMS 40
+
+static double start_all(unsigned n) {
+        char name[16];
+        double begin;
+
+        seen_begin("Running");
+        begin = now_ms();
+        for (unsigned i = 0; i < n; i++) {
+                vm_name(name, i);
+                vm_send(name, "Start");
+        }
+        return seen_wait(n) - begin;
+}
+
+static void kill_all(unsigned n) {
+        char name[16];
+
+        seen_begin("Stopped");
+        for (unsigned i = 0; i < n; i++) {
+                vm_name(name, i);
+                vm_send(name, "Kill");
+        }
+        (void) seen_wait(n);
+}
+
+/* One that starts its VMM, says so, and waits for its end */
+static pid_t driver(Bare *b, int said) {
+        pid_t pid = fork();
+
+        if (pid < 0)
+                die("fork: %m");
+        if (pid > 0)
+                return pid;
+        (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+        (void) bare_start(b);
+        if (write(said, "", 1) != 1)
+                _exit(EXIT_FAILURE);
+        for (;;)
+                pause();
+}
+
+static double bare_all(Bare **bares, unsigned n) {
+        double begin = now_ms(), end;
+        pid_t pids[VMS];
+        int said[2];
+        char c;
+
+        if (pipe(said) < 0)
+                die("pipe: %m");
+        for (unsigned i = 0; i < n; i++)
+                pids[i] = driver(bares[i], said[1]);
+        close(said[1]);
+        for (unsigned i = 0; i < n; i++)
+                if (read(said[0], &c, 1) != 1)
+                        die("a bare VMM did not start");
+        end = now_ms();
+        close(said[0]);
+        for (unsigned i = 0; i < n; i++) {
+                (void) kill(pids[i], SIGKILL); /* and its VMM */
+                (void) waitpid(pids[i], NULL, 0);
+        }
+        return end - begin;
+}
+
+static double scope_all(unsigned n) {
+        double sum = 0;
+
+        for (unsigned i = 0; i < n; i++)
+                sum += scope_once();
+        return sum;
+}
+
+void bench_many(unsigned rounds, const char *backend) {
+        Row start = { .name = "Start of all until all are seen Running" }, bare = { .name = "as many bare VMMs at once" },
+            scope = { .name = "as many scopes, one after the other" };
+        unsigned n = rounds < 10 ? rounds : VMS;
+        Bare *bares[VMS];
+        double sum, median;
+        char name[16];
+
+        for (unsigned i = 0; i < n; i++) {
+                vm_name(name, i);
+                vm_create(name, backend);
+        }
+        (void) start_all(n);
+        for (unsigned i = 0; i < n; i++)
+                bares[i] = bare_of(backend, vm_leader("vm0"));
+        kill_all(n);
+
+        for (unsigned i = 0; i < MIN(rounds, 20U); i++) {
+                rest();
+                row_add(&start, start_all(n));
+                rest();
+                kill_all(n);
+                rest();
+                row_add(&bare, bare_all(bares, n));
+                rest();
+                row_add(&scope, scope_all(n));
+        }
+
+        sum = row_print(&bare) + row_print(&scope);
+        median = row_print(&start);
+        print_note("VMs", n, "");
+        print_bar("start of all against their sum", median / sum, 1, "×");
+        for (unsigned i = 0; i < n; i++) {
+                vm_name(name, i);
+                vm_remove(name);
+        }
+}
