@@ -294,13 +294,17 @@ static void on_running(VM *vm) {
                 (void) vm_transition(vm, TRANSITION_FOUND_RUNNING, INTENT_KEEP, "%s", "");
 }
 
+static const char *why_paused(const VM *vm) {
+        return vm->vmm && vm->ops->why ? vm->ops->why(vm->vmm) : NULL;
+}
+
 static void on_paused(VM *vm, VMTransition t) {
         if (vm->rec.state == VM_RUNNING && !may_flip(vm))
                 return;
         if (vm->rec.state == VM_RUNNING && t == TRANSITION_IO_ERROR)
                 (void) vm_transition(vm, t, INTENT_KEEP, "A disk error has stopped the guest; Resume tries again");
         else if (vm->rec.state == VM_RUNNING)
-                (void) vm_transition(vm, t, INTENT_KEEP, "The guest is paused");
+                (void) vm_transition(vm, t, INTENT_KEEP, "%s", why_paused(vm) ?: "The guest is paused");
         else if (vm->rec.state == VM_ERROR || vm->rec.state == VM_STOPPED)
                 (void) vm_transition(vm, TRANSITION_FOUND_PAUSED, INTENT_KEEP, "%s", "");
 }

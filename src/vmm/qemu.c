@@ -47,6 +47,8 @@ struct QEMU {
         QMP *qmp;
         sd_event *event;
         VMMState state;
+        const char *why;        /* of one that stands without a pause */
+        bool asleep;            /* the guest has suspended itself */
 
         bool querying, stale;   /* query-status under way; its answer may be older than what was heard since */
         bool panicked;          /* told already */
@@ -212,24 +214,47 @@ static int command(QEMU *q, const char *name, json_object *arguments, qmp_reply_
 
 /* The state */
 
-static VMMState state_from_string(const char *s) {
+/* What stands without a pause is told why. What a later QEMU may say runs, or does not. */
+static VMMState read_status(QEMU *q, json_object *result) {
         static const struct {
                 const char *name;
                 VMMState state;
+                const char *why;
         } table[] = {
-                { "prelaunch",      VMM_STATE_NOT_STARTED },
-                { "running",        VMM_STATE_RUNNING     },
-                { "paused",         VMM_STATE_PAUSED      },
-                { "io-error",       VMM_STATE_IO_ERROR    },
-                { "shutdown",       VMM_STATE_SHUTDOWN    },
-                { "internal-error", VMM_STATE_FAILED      },
-                { "guest-panicked", VMM_STATE_FAILED      },
+                { "prelaunch",      VMM_STATE_NOT_STARTED, NULL },
+                { "preconfig",      VMM_STATE_NOT_STARTED, NULL },
+                { "running",        VMM_STATE_RUNNING,     NULL },
+                { "paused",         VMM_STATE_PAUSED,      NULL },
+                { "suspended",      VMM_STATE_PAUSED,      "The guest sleeps; Resume wakes it" },
+                { "watchdog",       VMM_STATE_PAUSED,      "The guest's watchdog has stopped it; Resume lets it go on" },
+                { "debug",          VMM_STATE_PAUSED,      "A debugger has stopped the guest" },
+                { "inmigrate",      VMM_STATE_PAUSED,      "QEMU waits for a guest that is to be migrated here, which vmunit has not asked for" },
+                { "finish-migrate", VMM_STATE_PAUSED,      "The guest is being migrated away, which vmunit has not asked for" },
+                { "postmigrate",    VMM_STATE_PAUSED,      "The guest was migrated away, which vmunit has not asked for; Resume lets it go on here" },
+                { "save-vm",        VMM_STATE_PAUSED,      "The guest is being saved, which vmunit has not asked for" },
+                { "restore-vm",     VMM_STATE_PAUSED,      "The guest is being restored, which vmunit has not asked for" },
+                { "colo",           VMM_STATE_PAUSED,      "The guest is being copied, which vmunit has not asked for" },
+                { "io-error",       VMM_STATE_IO_ERROR,    NULL },
+                { "shutdown",       VMM_STATE_SHUTDOWN,    NULL },
+                { "internal-error", VMM_STATE_FAILED,      NULL },
+                { "guest-panicked", VMM_STATE_FAILED,      NULL },
         };
+        const char *status = json_get_string(result, "status", "");
+        json_object *running = json_get(result, "running");
 
+        q->asleep = streq(status, "suspended");
+        q->why = NULL;
         for (size_t i = 0; i < ELEMENTSOF(table); i++)
-                if (streq(s, table[i].name))
+                if (streq(status, table[i].name)) {
+                        q->why = table[i].why;
                         return table[i].state;
-        return VMM_STATE_UNKNOWN;
+                }
+        if (isempty(status) || !json_object_is_type(running, json_type_boolean))
+                return VMM_STATE_UNKNOWN;
+        if (json_object_get_boolean(running))
+                return VMM_STATE_RUNNING;
+        q->why = "QEMU has stopped the guest, and vmunit does not know why";
+        return VMM_STATE_PAUSED;
 }
 
 static void panicked(QEMU *q) {
@@ -281,15 +306,15 @@ static void give_up(QEMU *q, int error) {
         disconnected(q, error == -EREMOTEIO ? -EBADMSG : error);
 }
 
-static void on_first_status(QEMU *q, int error, const char *status) {
+static void on_first_status(QEMU *q, int error, json_object *result) {
         if (error < 0) {
                 give_up(q, error);
                 return;
         }
 
         q->connected = true;
-        q->state = state_from_string(status);
-        q->panicked = streq(status, "guest-panicked");
+        q->state = read_status(q, result);
+        q->panicked = streq(json_get_string(result, "status", ""), "guest-panicked");
         emit(q, VMM_EVENT_CONNECTED, 0);
         if (!q->freed)
                 settle(q, true);
@@ -298,7 +323,6 @@ static void on_first_status(QEMU *q, int error, const char *status) {
 static void on_status(void *userdata, int error, json_object *result, const char *message) {
         QEMU *q = userdata;
         _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
-        const char *status = json_get_string(result, "status", "");
 
         q->querying = false;
         if (q->freed || error == -EPIPE || error == -ECANCELED)
@@ -307,14 +331,14 @@ static void on_status(void *userdata, int error, json_object *result, const char
         if (q->stale)
                 refresh(q);
         else if (!q->connected)
-                on_first_status(q, error, status);
+                on_first_status(q, error, result);
         else if (error < 0)
                 fail_acknowledged(q, error);
         else {
-                if (streq(status, "guest-panicked"))
+                if (streq(json_get_string(result, "status", ""), "guest-panicked"))
                         panicked(q);
                 else
-                        set_state(q, state_from_string(status));
+                        set_state(q, read_status(q, result));
                 settle(q, true);
                 end_if_left(q);
         }
@@ -468,12 +492,13 @@ static void qemu_reboot_cancel(VMM *v) {
 
 static void on_resume(QEMU *q, json_object *data) {
         q->stale = q->querying;
+        q->asleep = false;
         set_state(q, VMM_STATE_RUNNING);
         if (!q->freed)
                 settle(q, false);
 }
 
-/* A pause, a disk error, a failure of KVM: only the state tells them apart. */
+/* A pause, a disk error, a failure of KVM, a guest that falls asleep or wakes: only the state tells them apart. */
 static void on_stop(QEMU *q, json_object *data) {
         refresh(q);
 }
@@ -528,6 +553,8 @@ static void on_event(void *userdata, const char *name, json_object *data) {
         } table[] = {
                 { "RESUME",         on_resume         },
                 { "STOP",           on_stop           },
+                { "SUSPEND",        on_stop           },
+                { "WAKEUP",         on_stop           },
                 { "POWERDOWN",      on_powerdown      },
                 { "RESET",          on_reset          },
                 { "SHUTDOWN",       on_shutdown       },
@@ -686,8 +713,17 @@ static int qemu_connect(sd_event *e, const char *dir, vmm_event_cb handler, void
         return 0;
 }
 
+/* `cont` does nothing to a guest that sleeps. */
 static int qemu_resume(VMM *v, vmm_reply_cb cb, void *userdata) {
-        return start_call(v, "cont", WISH_RUNS, cb, userdata);
+        QEMU *q = (QEMU *) v;
+
+        return start_call(v, q->asleep ? "system_wakeup" : "cont", WISH_RUNS, cb, userdata);
+}
+
+static const char *qemu_why(const VMM *v) {
+        const QEMU *q = (const QEMU *) v;
+
+        return q->state == VMM_STATE_PAUSED ? q->why : NULL;
 }
 
 static int qemu_boot(VMM *v, const char *config, vmm_reply_cb cb, void *userdata) {
@@ -755,6 +791,7 @@ const VMMOps qemu_ops = {
         .power_button = qemu_power_button,
         .reset = qemu_reset,
         .quit = qemu_quit,
+        .why = qemu_why,
         .reboot = qemu_reboot,
         .reboot_cancel = qemu_reboot_cancel,
         .reboot_pressed = qemu_reboot_pressed,

@@ -143,6 +143,8 @@ struct VMMOps {
         void (*reboot_cancel)(VMM *v);
         /* The same where the button was pressed before, through another connection */
         int (*reboot_pressed)(VMM *v, vmm_reply_cb cb, void *userdata);
+        /* Why a guest is PAUSED that nobody has paused: a sentence of ours, or NULL. NULL: it never tells. */
+        const char *(*why)(const VMM *v);
         int (*counters)(VMM *v, vmm_counters_cb cb, void *userdata);
         /* What the VMM has sent but the loop has not read yet is handled now: its last event says why it died. */
         void (*drain)(VMM *v);

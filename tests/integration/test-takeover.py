@@ -772,6 +772,35 @@ def _():
         systemctl("stop", "machine-vmunit-unknown.slice")
 
 
+@test("a guest that somebody else has stopped is Paused, why is told, and Resume lets it go on", timeout=60)
+def _():
+    # what QEMU says beside `paused` was no state at all
+    with running() as vm, socket.socket(socket.AF_UNIX) as target:
+        pid, identity = vm.LeaderPID, vm.Id
+        target.bind("/run/migrated")
+        target.listen()
+        try:
+            stop_daemon()
+            qmp(identity, {"execute": "migrate", "arguments": {"uri": "unix:/run/migrated"}})
+            connection, _ = target.accept()
+            with connection:
+                while connection.recv(1 << 20):
+                    pass
+        finally:
+            os.unlink("/run/migrated")
+        start_daemon()
+        vm.wait_state("Paused")
+        assert words(vm) == ("Paused", "") and "migrated" in vm.StateMessage and vm.LeaderPID == pid, vm.StateMessage
+        vm.resume()
+        assert words(vm) == ("Running", "")
+        type_in(vm, b"xyz")
+        wait_for(lambda: b"xyz" in vm.console_log(), poll=0.02)
+        vm.pause()
+        assert vm.StateMessage == "The guest is paused"
+        vm.stop()
+        assert words(vm) == ("Stopped", "stopped")
+
+
 @test("a stranger at the VMM's monitor hinders no daemon, and Stop and Kill no less", timeout=60)
 def _():
     # QEMU hears one client at a time: while somebody held the monitor, VMs were taken for dead

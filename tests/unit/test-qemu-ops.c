@@ -21,7 +21,7 @@ typedef struct Fake {
         char input[16384];
         size_t n_input;
         char log[1024];                 /* names of the commands, in their order */
-        const char *status;             /* what query-status says */
+        const char *status, *running;   /* what query-status says; the second with its key */
         const char *fail;               /* this command fails */
         const char *mute;               /* this one is not answered */
         const char *before, *before_event; /* before the reply to this command comes that */
@@ -97,7 +97,7 @@ static void answer(Fake *f, json_object *o) {
         if (streq_ptr(f->fail, name))
                 reply = strjoinf("{\"error\": {\"class\": \"GenericError\", \"desc\": \"no %s\"}, \"id\": %d}\r\n", name, id);
         else if (streq(name, "query-status"))
-                reply = strjoinf("{\"return\": {\"status\": \"%s\"}, \"id\": %d}\r\n", f->status, id);
+                reply = strjoinf("{\"return\": {\"status\": \"%s\"%s}, \"id\": %d}\r\n", f->status, strempty(f->running), id);
         else if (streq(name, "query-blockstats"))
                 reply = strjoinf("{\"return\": [1, {}, {\"node-name\": \"disk-../x\", \"stats\": {\"rd_bytes\": 1}}, {\"node-name\": \"firmware\"}, "
                                  "{\"node-name\": \"disk-a\", \"stats\": {\"rd_bytes\": -1, \"wr_bytes\": \"x\", \"rd_operations\": 7}}], \"id\": %d}\r\n", id);
@@ -166,7 +166,11 @@ static void test_connect(void) {
         } table[] = {
                 { "prelaunch", VMM_STATE_NOT_STARTED }, { "running", VMM_STATE_RUNNING }, { "paused", VMM_STATE_PAUSED },
                 { "io-error", VMM_STATE_IO_ERROR }, { "shutdown", VMM_STATE_SHUTDOWN }, { "internal-error", VMM_STATE_FAILED },
-                { "guest-panicked", VMM_STATE_FAILED }, { "suspended", VMM_STATE_UNKNOWN }, { "", VMM_STATE_UNKNOWN },
+                { "guest-panicked", VMM_STATE_FAILED }, { "suspended", VMM_STATE_PAUSED }, { "watchdog", VMM_STATE_PAUSED },
+                { "debug", VMM_STATE_PAUSED }, { "inmigrate", VMM_STATE_PAUSED }, { "postmigrate", VMM_STATE_PAUSED },
+                { "finish-migrate", VMM_STATE_PAUSED }, { "save-vm", VMM_STATE_PAUSED }, { "restore-vm", VMM_STATE_PAUSED },
+                { "colo", VMM_STATE_PAUSED }, { "preconfig", VMM_STATE_NOT_STARTED }, { "dreaming", VMM_STATE_UNKNOWN },
+                { "", VMM_STATE_UNKNOWN },
         };
         Fake f;
 
@@ -257,6 +261,49 @@ static void test_early_boot(void) {
         fake_free(&f);
         is_int(f.last_reply, -ECANCELED, "freed with a boot put off");
         is_int(f.n_replies, 1, "… which is told once");
+        fake_stop(&f);
+}
+
+/* What stands, and nobody has paused it */
+static void test_why(void) {
+        Fake f;
+
+        fake_up(&f, "running");
+        ok(!qemu_ops.why(f.vmm), "one that runs has no reason to stand");
+        f.status = "suspended";
+        say(&f, "{\"event\": \"SUSPEND\"}\n");
+        ok(wait_for(&f, f.n[VMM_EVENT_PAUSED]), "a guest that falls asleep stands");
+        ok(strstr(strempty(qemu_ops.why(f.vmm)), "sleeps"), "… and why is told");
+        f.log[0] = 0;
+        f.before = "system_wakeup";
+        f.before_event = "{\"event\": \"WAKEUP\"}\n";
+        f.status = "running";
+        (void) qemu_ops.resume(f.vmm, on_reply, &f);
+        ok(wait_for(&f, f.n_replies), "it is woken");
+        is_int(f.last_reply, 0, "… and runs");
+        ok(strstr(f.log, "system_wakeup ") && !strstr(f.log, "cont "), "… by the command for that");
+        is_int(f.n[VMM_EVENT_RUNNING], 1, "… which is told");
+        ok(!qemu_ops.why(f.vmm), "… and why it stood is no more");
+        f.status = "suspended";
+        say(&f, "{\"event\": \"SUSPEND\"}\n");
+        (void) wait_for(&f, f.n[VMM_EVENT_PAUSED] == 2);
+        f.status = "running";
+        say(&f, "{\"event\": \"WAKEUP\"}\n");
+        ok(wait_for(&f, f.n[VMM_EVENT_RUNNING] == 2), "a guest that wakes by itself runs");
+        f.status = "paused";
+        say(&f, "{\"event\": \"STOP\"}\n");
+        ok(wait_for(&f, f.n[VMM_EVENT_PAUSED] == 3) && !qemu_ops.why(f.vmm), "a pause is only a pause");
+        fake_stop(&f);
+
+        fake_up(&f, "running");
+        f.status = "dreaming";
+        f.running = ", \"running\": false";
+        say(&f, "{\"event\": \"STOP\"}\n");
+        ok(wait_for(&f, f.n[VMM_EVENT_PAUSED]), "of a status that is not known yet QEMU says whether the guest runs");
+        ok(qemu_ops.why(f.vmm), "… and it is told that no more is known");
+        f.running = ", \"running\": true";
+        say(&f, "{\"event\": \"STOP\"}\n");
+        ok(wait_for(&f, f.n[VMM_EVENT_RUNNING]), "… or that it does");
         fake_stop(&f);
 }
 
@@ -454,6 +501,8 @@ int main(void) {
 
         test_connect();
         test_early_boot();
+        test_why();
+        test_why();
         test_stops();
         test_calls();
         test_reboot();
