@@ -28,6 +28,7 @@ struct Stop {
         bool kill;              /* asked for by Kill */
         bool forced;
         bool pressed;           /* the button */
+        bool asked;             /* and the VMM has said that it was */
         uint64_t until_usec;    /* CLOCK_MONOTONIC: the button's time-out, USEC_INFINITY: none */
         sd_event_source *timer;
 };
@@ -101,8 +102,11 @@ static void on_quit(void *userdata, int error, const char *message) {
 static void on_button(void *userdata, int error, const char *message) {
         VM *vm = userdata;
 
-        if (error == 0)
+        if (error == 0) {
                 (void) FAULT_POINT("stop.pressed", FAULT_VMM, vm_leader_pid(vm));
+                if (vm->stop)
+                        vm->stop->asked = true;
+        }
         if (error == 0 || error == -EPIPE || error == -ECANCELED || !vm->stop || vm->stop->phase != PHASE_BUTTON)
                 return;
         vm_log(vm, LOG_WARNING, "the power button can't be pressed: %s", message ?: strerror(-error));
@@ -261,21 +265,23 @@ static const char *end_sentence(const VM *vm, VMTransition t) {
         if (t == TRANSITION_KILLED)
                 return "It was killed";
         if (t == TRANSITION_STOP_FORCED)
-                return "The guest did not power off, so its VMM was ended";
+                return vm->stop->asked ? "The guest did not shut down, so its VMM was ended" :
+                                         "The guest was not asked to shut down; its VMM was ended";
         if (!vm->rec.exit_known || vm->rec.exit_code != 0 || vm->rec.exit_signal != 0)
                 return "Its VMM has died while it was being stopped";
-        return "The guest has powered off";
+        return "The guest has shut down";
 }
 
 void stop_run_gone(VM *vm) {
         Stop *s = vm->stop;
         VMTransition t = s->kill ? TRANSITION_KILLED : s->forced ? TRANSITION_STOP_FORCED : TRANSITION_STOPPED;
+        const char *sentence = end_sentence(vm, t);
         Job *j = vm->job;
 
         (void) FAULT_POINT("stop.units-gone", 0, 0);
         vm->stop = stop_free(s);
         if (vm->rec.state == VM_STOPPING)
-                (void) vm_transition(vm, t, INTENT_KEEP, "%s", end_sentence(vm, t));
+                (void) vm_transition(vm, t, INTENT_KEEP, "%s", sentence);
         if (j)
                 job_finish(j, NULL, false);
 }
