@@ -62,6 +62,28 @@ static int create_start(sd_bus_message *m, VM *vm, bool wait) {
         return create_answer(m, &error);
 }
 
+typedef struct Creation {
+        sd_bus_message *message;
+        bool start, wait;
+} Creation;
+
+static void creation_free(Creation *c) {
+        sd_bus_message_unref(c->message);
+        free(c);
+}
+
+static int created(const Creation *c, VM *vm) {
+        return c->start ? create_start(c->message, vm, c->wait) : reply_vm_path(c->message, vm->rec.name);
+}
+
+/* It took a look at a file. */
+static void on_created(void *userdata, VM *vm, const sd_bus_error *error) {
+        Creation *c = userdata;
+
+        message_sent(c->message, vm ? created(c, vm) : reply_error(c->message, error));
+        creation_free(c);
+}
+
 static int method_create_vm(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         bool start = false, no_block = false;
         uint32_t owner = 0;
@@ -71,6 +93,7 @@ static int method_create_vm(sd_bus_message *m, void *userdata, sd_bus_error *err
                 { "owner", 'u', &owner },
         };
         const char *name, *definition;
+        Creation *c;
         VM *vm;
         int r;
 
@@ -85,12 +108,16 @@ static int method_create_vm(sd_bus_message *m, void *userdata, sd_bus_error *err
                                         "owner: only root can own VMs for now, until the files of a VM are opened with "
                                         "its owner's rights and its VMM runs without root's");
 
-        r = manager_create_vm(userdata, name, definition, owner, &vm, error);
-        if (r < 0)
-                return wire_error(error, r);
-        if (start)
-                return create_start(m, vm, !no_block);
-        return reply_vm_path(m, vm->rec.name);
+        c = new(Creation, 1);
+        if (!c)
+                return -ENOMEM;
+        *c = (Creation) { .message = sd_bus_message_ref(m), .start = start, .wait = !no_block };
+        r = manager_create_vm(userdata, name, definition, owner, on_created, c, &vm, error);
+        if (r > 0)
+                return 1;
+        r = r < 0 ? wire_error(error, r) : created(c, vm);
+        creation_free(c);
+        return r;
 }
 
 static int method_get_vm(sd_bus_message *m, void *userdata, sd_bus_error *error) {
@@ -265,10 +292,13 @@ static int property_version(sd_bus *bus, const char *path, const char *interface
         return sd_bus_message_append_basic(reply, 's', VMUNIT_VERSION);
 }
 
-static int append_features(sd_bus_message *reply, Backend b) {
-        const char *const *features = backend_features(b);
+static int append_features(sd_bus_message *reply, const Manager *manager, Backend b) {
+        _cleanup_strv_free_ char **features = NULL;
         int r;
 
+        r = manager_backend_features(manager, b, &features);
+        if (r < 0)
+                return r;
         r = sd_bus_message_open_container(reply, 'e', "sv");
         if (r < 0)
                 return r;
@@ -278,7 +308,7 @@ static int append_features(sd_bus_message *reply, Backend b) {
         r = sd_bus_message_open_container(reply, 'v', "as");
         if (r < 0)
                 return r;
-        r = sd_bus_message_append_strv(reply, (char **) features);
+        r = sd_bus_message_append_strv(reply, features);
         if (r < 0)
                 return r;
         r = sd_bus_message_close_container(reply);
@@ -287,7 +317,8 @@ static int append_features(sd_bus_message *reply, Backend b) {
         return sd_bus_message_close_container(reply);
 }
 
-static int append_backend(sd_bus_message *reply, Backend b, const BackendInfo *i) {
+static int append_backend(sd_bus_message *reply, const Manager *manager, Backend b) {
+        const BackendInfo *i = &manager->backends[b];
         int r;
 
         r = sd_bus_message_open_container(reply, 'r', "sa{sv}");
@@ -306,7 +337,7 @@ static int append_backend(sd_bus_message *reply, Backend b, const BackendInfo *i
                                   "Reason", "s", i->probed ? strempty(i->reason) : "It has not been looked at yet");
         if (r < 0)
                 return r;
-        r = append_features(reply, b);
+        r = append_features(reply, manager, b);
         if (r < 0)
                 return r;
         r = sd_bus_message_close_container(reply);
@@ -324,7 +355,7 @@ static int property_backends(sd_bus *bus, const char *path, const char *interfac
         if (r < 0)
                 return r;
         for (Backend b = 0; b < _BACKEND_MAX; b++) {
-                r = append_backend(reply, b, manager->backends + b);
+                r = append_backend(reply, manager, b);
                 if (r < 0)
                         return r;
         }

@@ -7,9 +7,9 @@
  * fixed structs of the same machine, checked on both sides. */
 
 #define LAUNCH_SOCKET "/run/vmunit-launch.sock"
-#define LAUNCH_MAGIC UINT32_C(0x766d7532) /* "vmu2"; changes with the format */
+#define LAUNCH_MAGIC UINT32_C(0x766d7533) /* "vmu3"; changes with the format */
 #define LAUNCH_MESSAGE_MAX (160U * 1024U)
-#define LAUNCH_HEAD_MAX 108U /* a disk image's header */
+#define LAUNCH_HEAD_MAX 520U /* what tells a disk image, or a kernel */
 
 typedef enum LaunchType { LAUNCH_OPEN = 1, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK } LaunchType;
 

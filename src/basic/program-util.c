@@ -65,23 +65,36 @@ static int check_program(const char *path, char ret_path[static PATH_MAX], struc
         return r < 0 ? r : check_path(ret_path, ret_st);
 }
 
-int program_find(const Config *config, uint32_t program, char ret_path[static PATH_MAX], struct stat *ret_st) {
+int program_paths(const Config *config, uint32_t program, char ***ret) {
+        _cleanup_strv_free_ char **paths = NULL;
+        int r = 0;
+
         if (program >= _PROGRAM_MAX)
                 return -EINVAL;
         if (config->program[program])
-                return check_program(config->program[program], ret_path, ret_st);
+                r = strv_extend(&paths, config->program[program]);
+        for (size_t n = 0; !config->program[program] && n < 2 && program_names[program][n]; n++)
+                for (size_t d = 0; r >= 0 && d < ELEMENTSOF(program_dirs); d++)
+                        r = strv_extendf(&paths, "%s/%s", program_dirs[d], program_names[program][n]);
+        if (r < 0)
+                return r;
 
-        for (size_t n = 0; n < 2 && program_names[program][n]; n++)
-                for (size_t d = 0; d < ELEMENTSOF(program_dirs); d++) {
-                        _cleanup_free_ char *path = strjoinf("%s/%s", program_dirs[d], program_names[program][n]);
-                        int r;
+        *ret = TAKE_PTR(paths);
+        return 0;
+}
 
-                        if (!path)
-                                return -ENOMEM;
-                        r = check_program(path, ret_path, ret_st);
-                        if (r != -ENOENT)
-                                return r;
-                }
+int program_find(const Config *config, uint32_t program, char ret_path[static PATH_MAX], struct stat *ret_st) {
+        _cleanup_strv_free_ char **paths = NULL;
+        int r;
+
+        r = program_paths(config, program, &paths);
+        if (r < 0)
+                return r;
+        STRV_FOREACH(path, paths) {
+                r = check_program(*path, ret_path, ret_st);
+                if (r != -ENOENT)
+                        return r;
+        }
         return -ENOENT;
 }
 
@@ -117,7 +130,7 @@ static int read_line(int fd, char *ret, size_t size) {
                 ssize_t k;
 
                 if (left <= 0 || poll(&p, 1, (int) left) == 0)
-                        return -ETIMEDOUT;
+                        return -ETIME;
                 k = read(fd, ret + n, size - 1 - n);
                 if (k < 0 && errno == EINTR)
                         continue;
@@ -147,6 +160,8 @@ int program_version(const char *path, char *ret, size_t size) {
         safe_close(p[1]);
         if (pid > 0) {
                 r = read_line(p[0], ret, size);
+                if (r >= 0 && !ret[0])
+                        r = -ENODATA;
                 (void) kill(pid, SIGKILL);
         }
         safe_close(p[0]);

@@ -9,5 +9,9 @@
 /* Where a program is, without symbolic links. -EPERM unless its file and all directories above are root's alone to change. */
 int program_find(const Config *config, uint32_t program, char ret_path[static PATH_MAX], struct stat *ret_st);
 
-/* The first line that `path --version` prints, run without any right, bounded in time and size. -ETIMEDOUT */
+/* All paths where it may be, best first; the caller frees. */
+int program_paths(const Config *config, uint32_t program, char ***ret);
+
+/* The first line that `path --version` prints, run without any right, bounded in time and size. -ETIME: it does not
+ * say anything in time, -ENODATA: nothing at all. */
 int program_version(const char *path, char *ret, size_t size);

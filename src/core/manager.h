@@ -25,10 +25,16 @@ typedef struct Observer {
 
 typedef struct BackendInfo {
         Manager *manager;
+        LaunchCall *probe;
+        sd_event_source *retry;
+        bool again;                     /* look once more when that is answered */
         bool probed, usable;
         char *path, *version, *reason;  /* reason: why not usable, "" if it is; never NULL once probed */
         uint64_t mtime_usec;
+        int error, version_error;       /* why it was not found, or its version is not known; or 0 */
 } BackendInfo;
+
+typedef struct Create Create;
 
 struct Manager {
         sd_event *event;
@@ -42,7 +48,9 @@ struct Manager {
         void *vms_by_id;
         char boot_id[37];
         BackendInfo backends[_BACKEND_MAX];
-        LaunchCall *probes[_BACKEND_MAX];
+        char **watched;                 /* directories where their programs may be */
+        sd_event_source *watches[16];
+        Create *creates;                /* that wait for a look at a file */
         bool kvm;                       /* /dev/kvm can be opened */
         bool no_vhost_vsock;            /* /dev/vhost-vsock can't */
         void (*ready)(void *userdata);  /* until it was told */
@@ -79,8 +87,11 @@ VM *manager_get_vm(Manager *m, const char *name_or_id);
 VM *manager_get_vm_by_pid(Manager *m, pid_t pid);
 Job *manager_get_job(Manager *m, uint32_t id);
 
-/* The definition is checked whole, also against the back ends; nothing changes on error. */
-int manager_create_vm(Manager *m, const char *name, const char *definition, uid_t owner, VM **ret, sd_bus_error *error);
+/* The definition is checked whole, also against the back ends; nothing changes on error. 0: *ret is made; 1: the callback tells, from
+ * the loop or from manager_free(). */
+typedef void (*created_cb)(void *userdata, VM *vm, const sd_bus_error *error);
+int manager_create_vm(Manager *m, const char *name, const char *definition, uid_t owner, created_cb cb, void *userdata, VM **ret,
+                      sd_bus_error *error);
 
 /* For vm.c: the number of VMs that run may have changed (STATUS=); a record could not be written and is to be tried again. */
 void manager_state_changed(Manager *m);
@@ -89,12 +100,19 @@ void manager_save_later(Manager *m);
 void manager_drop_vm(Manager *m, VM *vm);
 
 /* The back end that a definition gets: the one that it names, or the first usable one of Backends= that can do it. 0; -ENODEV: none is
- * usable now (error set; create goes on without); else the reason why none can do it. */
-int manager_choose_backend(Manager *m, const Definition *d, const VMMOps **ret, sd_bus_error *error);
+ * usable now (error set; create goes on without); else the reason why none can do it. kernel: what the file begins with, NULL: not
+ * known. */
+int manager_choose_backend(Manager *m, const Definition *d, const FileHead *kernel, const VMMOps **ret, sd_bus_error *error);
+/* Whether a back end that may get it is particular about its kernel. */
+bool manager_looks_at_kernel(Manager *m, const Definition *d);
 /* Whether the back end that it names, or any one, can do all of it: 0, or -errno with NotSupported set. */
 int manager_check_definition(Manager *m, const Definition *d, sd_bus_error *error);
+/* The same for this back end, as far as its version and its kernel's head (NULL: not known) are known. */
+int manager_check_backend(Manager *m, const VMMOps *ops, const Definition *d, const FileHead *kernel, sd_bus_error *error);
+/* Whether the version is known, and of the program that the probe has found. */
+bool manager_knows_version(const Manager *m, Backend b, const ProbeReply *reply);
 /* Takes over what a probe said of a back end and of the devices. */
 void manager_set_probed(Manager *m, Backend b, int error, const ProbeReply *reply);
 
-/* Features of a back end, for the property Backends: a static NULL-terminated array */
-const char *const *backend_features(Backend b);
+/* What the program that is there can do, for the property Backends; the caller frees. */
+int manager_backend_features(const Manager *m, Backend b, char ***ret);

@@ -31,6 +31,8 @@ struct Start {
         bool kvm;
         LaunchCall *probe;
         bool version_asked;
+        FileHead kernel;                /* if the back end is particular about it; size 0: not known */
+        uint8_t kernel_head[LAUNCH_HEAD_MAX];
         OpenContext *opens;             /* one an fd of the plan */
         size_t n_fds, n_pending;
         int exec_fd, control_fd, exit_fd, console_fd, output_fd;

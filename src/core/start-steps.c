@@ -16,6 +16,7 @@
 /* The steps of a start and their undos, in their order. */
 
 #define LAUNCHER_TIMEOUT_USEC (5 * USEC_PER_SEC)
+#define VERSION_TIMEOUT_USEC (10 * USEC_PER_SEC) /* the launcher's own is 5 */
 
 /* clear: what is left of the last run */
 
@@ -159,22 +160,20 @@ static void undo_asked_and_files(Start *s) {
 
 /* open: the files of the definition and the state of the devices, all at once */
 
-/* final: all that it depends on is known */
-static int make_plan(Start *s, bool final) {
+static int make_plan(Start *s) {
         VM *vm = s->vm;
         LaunchParams p = {
                 .definition = vm->definition,
                 .name = vm->rec.name,
                 .id = vm->rec.id,
                 .run_dir = vm->run_dir,
-                .version = final ? strempty(vm->manager->backends[vm->ops->backend].version) : "",
                 .cid = vm_vsock_cid(vm),
                 .kvm = s->kvm,
         };
         int r;
 
         s->plan = launch_plan_free(s->plan);
-        r = vm->ops->plan(&p, &s->plan, &s->error);
+        r = vm->ops->plan(&p, &s->plan);
         return r < 0 ? start_errno(s, r, "can't make the VMM's command line") : 0;
 }
 
@@ -186,15 +185,16 @@ static bool wants_kvm(const Start *s) {
 
 static int open_finished(Start *s) {
         const VM *vm = s->vm;
+        int r;
 
-        if (vm->ops->needs_kvm && !vm->manager->kvm)
-                return start_error(s, -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE, "/dev/kvm can't be opened here, and %s needs it",
-                                   vm_backend_title(vm));
         if (vm->definition->accel == ACCEL_KVM && !vm->manager->kvm)
                 return start_error(s, -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
                                    "accel: /dev/kvm can't be opened here; \"tcg\" runs without it, slowly");
+        r = manager_check_backend(vm->manager, vm->ops, vm->definition, s->kernel.size > 0 ? &s->kernel : NULL, &s->error);
+        if (r < 0)
+                return r;
         s->kvm = wants_kvm(s);
-        return make_plan(s, true); /* once more, for accel and the version may be known better now */
+        return make_plan(s); /* once more, for it is known better now whether there is KVM */
 }
 
 static void open_one_less(Start *s) {
@@ -211,12 +211,9 @@ static void open_one_less(Start *s) {
 
 static int ask_version(Start *s);
 
-/* The plan depends on the version, which is that of another program, or was never asked for. */
+/* What it can do depends on its version, which was never asked for, or of another program. */
 static bool lacks_version(const Start *s, const ProbeReply *reply) {
-        const BackendInfo *i = &s->vm->manager->backends[s->vm->ops->backend];
-
-        return s->vm->ops->plans_by_version && !reply->version[0] && !s->version_asked &&
-                (isempty(i->version) || i->mtime_usec != reply->mtime_usec);
+        return s->vm->ops->version_min && !s->version_asked && !manager_knows_version(s->vm->manager, s->vm->ops->backend, reply);
 }
 
 static void on_probed(void *userdata, int error, const ProbeReply *reply) {
@@ -227,8 +224,8 @@ static void on_probed(void *userdata, int error, const ProbeReply *reply) {
         if (error >= 0 && lacks_version(s, reply) && ask_version(s) >= 0)
                 return;
         manager_set_probed(vm->manager, vm->ops->backend, error, reply);
-        if (error < 0) {
-                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_UNAVAILABLE, "%s can't be used: %s",
+        if (error < 0 || !vm->manager->backends[vm->ops->backend].usable) {
+                (void) start_error(s, error < 0 ? error : -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE, "%s can't be used: %s",
                                    vm_backend_title(vm), vm->manager->backends[vm->ops->backend].reason);
                 start_fail(s);
                 return;
@@ -238,7 +235,7 @@ static void on_probed(void *userdata, int error, const ProbeReply *reply) {
 
 static int ask_version(Start *s) {
         s->version_asked = true;
-        return launch_probe(s->vm->manager->event, s->vm->ops->program, true, LAUNCHER_TIMEOUT_USEC, on_probed, s, &s->probe);
+        return launch_probe(s->vm->manager->event, s->vm->ops->program, true, VERSION_TIMEOUT_USEC, on_probed, s, &s->probe);
 }
 
 /* A disk's own header must not lead to other files, for the VMM would open them with its own rights. */
@@ -249,6 +246,14 @@ static int check_disk(Start *s, size_t i, const OpenReply *reply) {
         if (sscanf(f->key, "disks[%u].path", &index) != 1)
                 return 0;
         return disk_check(s->vm->definition, index, reply->mode, reply->head, reply->head_size, &s->error);
+}
+
+/* It is looked at when the version is known. */
+static void keep_kernel(Start *s, size_t i, const OpenReply *reply) {
+        if (!s->vm->ops->check_kernel || !streq(s->plan->fds[i].key, "boot.kernel"))
+                return;
+        s->kernel = (FileHead) { s->kernel_head, MIN((size_t) reply->head_size, sizeof(s->kernel_head)) };
+        memcpy(s->kernel_head, reply->head, s->kernel.size);
 }
 
 static void on_opened(void *userdata, int error, int fd, const OpenReply *reply) {
@@ -269,6 +274,7 @@ static void on_opened(void *userdata, int error, int fd, const OpenReply *reply)
                 start_fail(s);
                 return;
         }
+        keep_kernel(s, c->index, reply);
         open_one_less(s);
 }
 
@@ -287,7 +293,7 @@ static int ask_launcher(Start *s) {
         int r;
 
         s->kvm = wants_kvm(s);
-        r = make_plan(s, false);
+        r = make_plan(s);
         if (r < 0)
                 return r;
 

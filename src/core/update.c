@@ -126,7 +126,7 @@ static int update_dead(VM *vm, const char *patch, sd_bus_error *error) {
         r = manager_check_definition(vm->manager, d, error);
         if (r < 0)
                 return r;
-        r = manager_choose_backend(vm->manager, d, &ops, NULL);
+        r = manager_choose_backend(vm->manager, d, NULL, &ops, NULL);
         if (r == -ENODEV)
                 ops = NULL; /* chosen at the next start */
         r = adopt(vm, d, NULL, ops);

@@ -166,7 +166,7 @@ static int start_change_backend(StartChange *c, VM *vm, sd_bus_error *error) {
 
         if (vm->ops && !c->definition)
                 return 0;
-        r = manager_choose_backend(vm->manager, c->definition ?: vm->definition, &c->ops, error);
+        r = manager_choose_backend(vm->manager, c->definition ?: vm->definition, NULL, &c->ops, error);
         if (r < 0)
                 return r;
         r = free_and_strdup(&c->backend, backend_to_string(c->ops->backend));

@@ -6,9 +6,6 @@
 /* A bus of 32, less its bridge, the random numbers and pvpanic */
 #define PCI_SLOTS_MAX 29U
 #define CPUS_MAX 254U
-/* Older ones take the type of an image, and a qcow2 image's further files, from what they find in it whenever the guest resets:
- * who writes to the image chooses what is read with the VMM's rights. */
-#define DISKS_VERSION 51U
 
 static const char *const boot_instead = "a kernel, or the path of a firmware that is made for it (CLOUDHV.fd, say)";
 
@@ -28,7 +25,16 @@ static int check_networks(const Definition *d, sd_bus_error *error) {
         return 0;
 }
 
-int cloud_hypervisor_check(const Definition *d, sd_bus_error *error) {
+static int check_disks(const Definition *d, const char *version, sd_bus_error *error) {
+        if (d->n_disks + d->vsock > PCI_SLOTS_MAX)
+                return vmm_refuse(error, "disks: Cloud Hypervisor takes at most %u, less one for a vsock", PCI_SLOTS_MAX);
+        if (d->n_disks > 0 && !isempty(version) && strverscmp(version, CLOUD_HYPERVISOR_DISKS_VERSION) < 0)
+                return vmm_refuse(error, "disks: Cloud Hypervisor %s takes the type of an image from what its guest writes there, "
+                                  "which is not safe; " CLOUD_HYPERVISOR_DISKS_VERSION " and later can be told", version);
+        return 0;
+}
+
+int cloud_hypervisor_check(const Definition *d, const char *version, sd_bus_error *error) {
         int r;
 
         if (d->accel == ACCEL_TCG)
@@ -37,27 +43,11 @@ int cloud_hypervisor_check(const Definition *d, sd_bus_error *error) {
                 return vmm_refuse(error, "cpus: Cloud Hypervisor runs at most %u", CPUS_MAX);
         if (d->n_filesystems > 0)
                 return vmm_refuse(error, "filesystems: not supported yet");
-        if (d->n_disks + d->vsock > PCI_SLOTS_MAX)
-                return vmm_refuse(error, "disks: Cloud Hypervisor takes at most %u, less one for a vsock", PCI_SLOTS_MAX);
 
-        r = check_boot(d, error);
+        r = check_disks(d, version, error);
+        if (r >= 0)
+                r = check_boot(d, error);
         return r < 0 ? r : check_networks(d, error);
-}
-
-/* "cloud-hypervisor v53.0.0": 53. 0 if it says something else. */
-static unsigned major_version(const char *s) {
-        const char *v = strstr(s, " v");
-
-        return v ? (unsigned) strtoul(v + 2, NULL, 10) : 0;
-}
-
-static int check_version(const LaunchParams *p, sd_bus_error *error) {
-        unsigned version = major_version(p->version);
-
-        if (version > 0 && version < DISKS_VERSION && p->definition->n_disks > 0)
-                return vmm_refuse(error, "disks: Cloud Hypervisor v%u takes the type of an image from what its guest writes there, "
-                                  "which is not safe; v%u and later can be told", version, DISKS_VERSION);
-        return 0;
 }
 
 /* Empty ones, which their parent owns */
@@ -196,13 +186,9 @@ static int put_arguments(LaunchPlan *plan) {
         return r;
 }
 
-int cloud_hypervisor_plan(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error) {
+int cloud_hypervisor_plan(const LaunchParams *p, LaunchPlan **ret) {
         _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;
         int r;
-
-        r = check_version(p, error);
-        if (r < 0)
-                return r;
 
         plan = new0(LaunchPlan, 1);
         if (!plan)

@@ -621,9 +621,12 @@ const VMMOps cloud_hypervisor_ops = {
         .backend = BACKEND_CLOUD_HYPERVISOR,
         .program = PROGRAM_CLOUD_HYPERVISOR,
         .socket = "api",
-        .features = (const char *const[]) { "qcow2", "pause", NULL },
+        .features = (const VMMFeature[]) {
+                { "disks", CLOUD_HYPERVISOR_DISKS_VERSION }, { "qcow2", CLOUD_HYPERVISOR_DISKS_VERSION }, { "firmware" }, { "vsock" },
+                { "power-button" }, { "reset" }, {},
+        },
         .needs_kvm = true,
-        .plans_by_version = true,
+        .version_min = "40", /* the oldest that was looked at */
         .check = cloud_hypervisor_check,
         .plan = cloud_hypervisor_plan,
         .connect = ch_connect,

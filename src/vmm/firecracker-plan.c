@@ -19,7 +19,7 @@ typedef struct Context {
         int events, config;             /* fds */
 } Context;
 
-int firecracker_check(const Definition *d, sd_bus_error *error) {
+int firecracker_check(const Definition *d, const char *version, sd_bus_error *error) {
         if (d->accel == ACCEL_TCG)
                 return vmm_refuse(error, "accel: firecracker needs KVM; write \"kvm\" or \"auto\"");
         if (d->cpus > CPUS_MAX)
@@ -39,6 +39,21 @@ int firecracker_check(const Definition *d, sd_bus_error *error) {
                                   "networks[0].type: firecracker has no user mode network, it needs a tap" :
                                   "networks[0].type: not supported with firecracker yet");
         return 0;
+}
+
+/* The boot protocol of Linux on x86, Documentation/arch/x86/boot.rst */
+#define BZIMAGE_MAGIC_OFFSET 0x202
+#define BZIMAGE_VERSION "1.17"          /* of Firecracker, which reads them from then on */
+
+int firecracker_check_kernel(const Definition *d, const char *version, const FileHead *kernel, sd_bus_error *error) {
+        const char *head = kernel->data;
+
+        if (kernel->size < BZIMAGE_MAGIC_OFFSET + 4 || memcmp(head + BZIMAGE_MAGIC_OFFSET, "HdrS", 4) != 0)
+                return 0;
+        if (!isempty(version) && strverscmp(version, BZIMAGE_VERSION) >= 0)
+                return 0;
+        return vmm_refuse(error, "boot.kernel: %s is a compressed kernel (bzImage), and firecracker boots an uncompressed one (vmlinux); "
+                          "scripts/extract-vmlinux of the Linux sources makes one of the other", d->kernel);
 }
 
 /* What Firecracker opens by a name, having no notion of fds */
@@ -177,7 +192,7 @@ static int make_argv(Context *c) {
 }
 
 /* With a configuration it starts the guest by itself, and has opened all when it reads the API for the first time. */
-int firecracker_plan(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error) {
+int firecracker_plan(const LaunchParams *p, LaunchPlan **ret) {
         _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;
         Context c;
         int r;

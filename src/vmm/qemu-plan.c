@@ -32,7 +32,7 @@ static bool is_firmware(const Definition *d, const char *name) {
         return !d->kernel && streq(d->firmware ?: "bios", name);
 }
 
-int qemu_check(const Definition *d, sd_bus_error *error) {
+int qemu_check(const Definition *d, const char *version, sd_bus_error *error) {
         if (d->cpus > CPUS_MAX)
                 return vmm_refuse(error, "cpus: QEMU runs at most %u", CPUS_MAX);
         if (d->n_filesystems > 0)
@@ -392,6 +392,6 @@ static bool host_is_virtual(void) {
         return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (UINT32_C(1) << 31));
 }
 
-int qemu_plan(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error) {
+int qemu_plan(const LaunchParams *p, LaunchPlan **ret) {
         return qemu_plan_for(p, host_is_virtual(), ret);
 }

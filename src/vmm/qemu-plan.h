@@ -7,8 +7,8 @@
 #define QEMU_DISK_PREFIX "disk-"
 #define QEMU_NETWORK_PREFIX "net-"
 
-int qemu_check(const Definition *d, sd_bus_error *error);
+int qemu_check(const Definition *d, const char *version, sd_bus_error *error);
 /* nested: the host is a VM itself, as its processor says. */
 int qemu_plan_for(const LaunchParams *p, bool nested, LaunchPlan **ret);
 /* … for this host */
-int qemu_plan(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error);
+int qemu_plan(const LaunchParams *p, LaunchPlan **ret);

@@ -779,7 +779,11 @@ const VMMOps qemu_ops = {
         .backend = BACKEND_QEMU,
         .program = PROGRAM_QEMU,
         .socket = "qmp",
-        .features = (const char *const[]) { "bios", "uefi", "qcow2", "user-network", "pause", "reboot-in-place", "tcg", NULL },
+        .features = (const VMMFeature[]) {
+                { "disks" }, { "qcow2" }, { "bios" }, { "uefi" }, { "firmware" }, { "user-network" }, { "vsock" }, { "tcg" },
+                { "power-button" }, { "reset" }, { "reboot-in-place" }, {},
+        },
+        .needs_vhost_vsock = true,
         .tells_end = true,
         .check = qemu_check,
         .plan = qemu_plan,

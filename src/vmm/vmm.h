@@ -52,10 +52,15 @@ typedef struct LaunchParams {
         const Definition *definition;
         const char *name, *id;
         const char *run_dir;    /* /run/vmunit/vms/<id>: where a VMM makes the sockets that it takes no fd for */
-        const char *version;    /* what the program says of itself, "" if that is not known (yet) */
         uint32_t cid;           /* of its vsock, 0: none */
         bool kvm;               /* accel as decided */
 } LaunchParams;
+
+/* What a file begins with */
+typedef struct FileHead {
+        const void *data;
+        size_t size;
+} FileHead;
 
 typedef enum VMMState {
         VMM_STATE_UNKNOWN,
@@ -106,19 +111,28 @@ struct VMM {
         void *userdata;
 };
 
+typedef struct VMMFeature {
+        const char *name;
+        const char *since;      /* version; NULL: any */
+} VMMFeature;
+
 struct VMMOps {
         Backend backend;
         Program program;
         const char *socket;     /* name of the API socket in the VM's directory below /run */
-        const char *const *features; /* for people: the property Backends */
+        const VMMFeature *features; /* for the property Backends; the last has no name */
+        const char *version_min; /* NULL: any will do, and what it can do does not depend on it */
         bool needs_kvm;
-        bool plans_by_version;  /* plan looks at LaunchParams.version */
+        bool needs_vhost_vsock; /* for a vsock: the host's device */
         bool tells_end;         /* its last event tells why it ends, so one that ends without has crashed; else the exit status tells */
 
-        /* 0, or -EOPNOTSUPP with VMUNIT_ERROR_NOT_SUPPORTED, the message beginning with the path ("filesystems: …") */
-        int (*check)(const Definition *d, sd_bus_error *error);
-        /* Pure: definition in, argument list and files out. Refuses in the same way what this version of the program can't do. */
-        int (*plan)(const LaunchParams *p, LaunchPlan **ret, sd_bus_error *error);
+        /* 0, or -EOPNOTSUPP with VMUNIT_ERROR_NOT_SUPPORTED, the message beginning with the path ("filesystems: …"). version:
+         * "1.12.1", "" if it is not known. */
+        int (*check)(const Definition *d, const char *version, sd_bus_error *error);
+        /* The same by what the kernel's file begins with. NULL: it takes what it is given. */
+        int (*check_kernel)(const Definition *d, const char *version, const FileHead *kernel, sd_bus_error *error);
+        /* Pure: definition in, argument list and files out */
+        int (*plan)(const LaunchParams *p, LaunchPlan **ret);
         /* Connects to the VMM whose socket (and FIFO) is in dir, the VM's directory below /run; gives the object at once, CONNECTED
          * or DISCONNECTED comes later. A socket that the VMM makes itself may not be there yet. */
         int (*connect)(sd_event *e, const char *dir, vmm_event_cb handler, void *userdata, VMM **ret);

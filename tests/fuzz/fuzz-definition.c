@@ -21,8 +21,7 @@ static void check_same(const Definition *d) {
 }
 
 static void check_plans(const Definition *d) {
-        LaunchParams p = { .definition = d, .name = "a", .id = "12345678-1234-1234-1234-123456789abc", .run_dir = "/run/x",
-                           .version = "" };
+        LaunchParams p = { .definition = d, .name = "a", .id = "12345678-1234-1234-1234-123456789abc", .run_dir = "/run/x" };
 
         for (Backend b = 0; b < _BACKEND_MAX; b++) {
                 _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;
@@ -30,10 +29,10 @@ static void check_plans(const Definition *d) {
 
                 if (!vmm_ops(b))
                         continue;
-                if (vmm_ops(b)->check(d, &error) < 0)
+                if (vmm_ops(b)->check(d, "", &error) < 0)
                         fuzz_assert(sd_bus_error_is_set(&error));
                 else
-                        fuzz_assert(vmm_ops(b)->plan(&p, &plan, NULL) >= 0 && plan->argv && *plan->argv);
+                        fuzz_assert(vmm_ops(b)->plan(&p, &plan) >= 0 && plan->argv && *plan->argv);
                 sd_bus_error_free(&error);
         }
 }

@@ -16,7 +16,7 @@
  * the files, then its configuration. What words in NAME mean is the back end's. UPDATE_GOLDEN=1 writes them anew, to be read before
  * they are committed. */
 
-typedef int (*golden_check)(const Definition *d, sd_bus_error *error);
+typedef int (*golden_check)(const Definition *d, const char *version, sd_bus_error *error);
 typedef int (*golden_plan)(const char *name, const LaunchParams *p, LaunchPlan **ret);
 
 static char *golden_format(const LaunchPlan *p) {
@@ -46,7 +46,6 @@ static char *golden_text(const char *name, const Definition *d, golden_plan plan
                 .name = "web-1.example",
                 .id = "6e1b1d5c-0d0f-4b5e-9a53-2a5c7f0f3a11",
                 .run_dir = "/run/vmunit/vms/6e1b1d5c-0d0f-4b5e-9a53-2a5c7f0f3a11",
-                .version = "",
                 .cid = d->vsock ? 65540 : 0,
                 .kvm = d->accel == ACCEL_KVM,
         };
@@ -75,7 +74,7 @@ static void golden_one(const char *directory, const char *file, golden_check che
         if (!ok(read_file_all(path, 1 << 20, &json, NULL) >= 0 && definition_parse(json, &d, &error) >= 0,
                 "%s is a definition %s", file, strempty(error.message)))
                 return;
-        is_int(check_it(d, &error), 0, "… that the back end can do %s", strempty(error.message));
+        is_int(check_it(d, "", &error), 0, "… that the back end can do %s", strempty(error.message));
         text = golden_text(name, d, plan);
         if (ok(text != NULL, "… and plan"))
                 golden_compare(directory, name, text);

@@ -4,13 +4,13 @@
 #include "golden.h"
 
 static int plan_for(const char *name, const LaunchParams *p, LaunchPlan **ret) {
-        return firecracker_plan(p, ret, NULL);
+        return firecracker_plan(p, ret);
 }
 
 static void expect_refusal(const Definition *d, const char *prefix) {
         _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
 
-        golden_refused(firecracker_check(d, &error), &error, prefix);
+        golden_refused(firecracker_check(d, "", &error), &error, prefix);
 }
 
 static void test_refusals(void) {
@@ -19,10 +19,10 @@ static void test_refusals(void) {
         Network user = { .type = NETWORK_USER }, tap = { .type = NETWORK_TAP };
         Definition good = { .kernel = (char *) "/k", .cpus = 32, .memory = 8 << 20, .disks = disks, .n_disks = 18 }, d;
 
-        is_int(firecracker_check(&good, NULL), 0, "32 CPUs and 18 disks are fine");
+        is_int(firecracker_check(&good, "", NULL), 0, "32 CPUs and 18 disks are fine");
         d = good;
         d.accel = ACCEL_KVM;
-        is_int(firecracker_check(&d, NULL), 0, "… with KVM by name");
+        is_int(firecracker_check(&d, "", NULL), 0, "… with KVM by name");
         d.accel = ACCEL_TCG;
         expect_refusal(&d, "accel: firecracker needs KVM");
         d = good;
@@ -46,12 +46,45 @@ static void test_refusals(void) {
         d.vsock = true;
         expect_refusal(&d, "disks: ");
         d.n_disks = 17;
-        is_int(firecracker_check(&d, NULL), 0, "17 disks and a vsock are fine");
+        is_int(firecracker_check(&d, "", NULL), 0, "17 disks and a vsock are fine");
         d = good;
         d.n_disks = 19;
         expect_refusal(&d, "disks: ");
         disks[17].format = DISK_QCOW2;
         expect_refusal(&good, "disks[17].format: firecracker ");
+}
+
+static void test_kernels(void) {
+        static const struct {
+                const char *magic;
+                size_t size;
+                const char *version;
+                bool good;
+                const char *what;
+        } table[] = {
+                { "HdrS", 0x206, "1.12.1", false, "a bzImage" },
+                { "HdrS", 0x206, "",       false, "… for a version that is not known" },
+                { "HdrS", 0x206, "1.16.3", false, "… for the last version that can't" },
+                { "HdrS", 0x206, "1.17.0", true,  "… for the first one that can" },
+                { "HdrS", 0x206, "2.0",    true,  "… for a later one" },
+                { "HdrS", 0x205, "1.12.1", true,  "a file that ends in its magic" },
+                { "hdrs", 0x206, "1.12.1", true,  "something else" },
+                { "HdrS", 0,     "1.12.1", true,  "an empty file" },
+        };
+        Definition d = { .kernel = (char *) "/boot/vmlinuz", .cpus = 1, .memory = 8 << 20 };
+
+        for (size_t i = 0; i < ELEMENTSOF(table); i++) {
+                _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+                char head[0x206] = "MZ";
+                int r;
+
+                memcpy(head + 0x202, table[i].magic, 4);
+                r = firecracker_check_kernel(&d, table[i].version, &(FileHead) { head, table[i].size }, &error);
+                if (table[i].good)
+                        is_int(r, 0, "%s is fine", table[i].what);
+                else
+                        golden_refused(r, &error, "boot.kernel: /boot/vmlinuz is a compressed kernel (bzImage)");
+        }
 }
 
 /* Firecracker locks nothing by itself. */
@@ -60,7 +93,7 @@ static void test_locks(void) {
         Disk disks[] = { { .name = (char *) "a", .path = (char *) "/a" }, { .name = (char *) "b", .path = (char *) "/b", .readonly = true } };
         Definition d = { .kernel = (char *) "/k", .initramfs = (char *) "/i", .cpus = 1, .memory = 8 << 20, .disks = disks, .n_disks = 2 };
 
-        if (!ok(firecracker_plan(&(LaunchParams) { .definition = &d, .id = "i", .run_dir = "/r" }, &plan, NULL) >= 0, "a plan"))
+        if (!ok(firecracker_plan(&(LaunchParams) { .definition = &d, .id = "i", .run_dir = "/r" }, &plan) >= 0, "a plan"))
                 return;
         for (size_t i = 0; i < plan->n_fds; i++)
                 if (plan->fds[i].type == LAUNCH_FD_FILE)
@@ -83,6 +116,7 @@ static void test_exit_cause(void) {
 int main(void) {
         golden_run(TEST_DIR "/golden/firecracker", firecracker_check, plan_for);
         test_refusals();
+        test_kernels();
         test_locks();
         test_exit_cause();
         return done_testing();

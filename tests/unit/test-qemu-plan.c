@@ -11,7 +11,7 @@ static int plan_for(const char *name, const LaunchParams *p, LaunchPlan **ret) {
 static void expect_refusal(const Definition *d, const char *prefix) {
         _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
 
-        golden_refused(qemu_check(d, &error), &error, prefix);
+        golden_refused(qemu_check(d, "", &error), &error, prefix);
 }
 
 static void test_refusals(void) {
@@ -21,7 +21,7 @@ static void test_refusals(void) {
         Definition good = { .cpus = 255, .memory = 8 << 20, .disks = disks, .n_disks = 28, .networks = networks, .n_networks = 1 };
         Definition d = good;
 
-        is_int(qemu_check(&good, NULL), 0, "255 CPUs and 29 devices are fine");
+        is_int(qemu_check(&good, "", NULL), 0, "255 CPUs and 29 devices are fine");
         d.cpus = 256;
         expect_refusal(&d, "cpus: ");
         d = good;

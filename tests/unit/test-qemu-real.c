@@ -155,9 +155,9 @@ static void guest_spawn(Guest *g, Definition *d) {
         d->cpus = d->cpus ?: 1;
         d->memory = d->memory ?: 32 << 20;
         if (g->listener < 0 || sd_event_new(&g->event) < 0 || pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0 ||
-            (qemu_ops.check)(d, &error) < 0 ||
+            (qemu_ops.check)(d, "", &error) < 0 ||
             qemu_ops.plan(&(LaunchParams) { .definition = d, .name = "a,b", .id = "9f0d0b06-4b3f-4d4a-8d4b-9e6f0a1b2c3d", .kvm = kvm },
-                          &plan, &error) < 0)
+                          &plan) < 0)
                 abort();
         if (!guest_connect(g))
                 abort();
