@@ -185,9 +185,10 @@ def _():
 
 @test("a VMM that hangs with calls under way, a start that hangs, and 20 others that notice nothing", timeout=120)
 def _():
-    with running() as hangs, fake_vmm("no-cont") as fake, vm_of() as starts, stopped_process(hangs.LeaderPID):
+    mode = "never-runs" if BACKEND == "firecracker" else "no-cont"    # in which it answers, or the start hangs elsewhere
+    with running() as hangs, fake_vmm(mode) as fake, vm_of() as starts, stopped_process(hangs.LeaderPID):
         calls = [hangs.stop_async(timeout_usec=FOR_EVER), starts.start_async()]
-        wait_for(lambda: starts.job and starts.job.Stage in ("connect", "boot") and hangs.Job != "/", poll=0.05)
+        wait_for(lambda: starts.job and starts.job.Stage == "boot" and hangs.Job != "/", poll=0.05)
         fake("real")
         others = [manager.create(f"other-{n}", tiny_definition(memory="16M")) for n in range(20)]
         for verb in ("start", "pause", "resume", "stop", "start"):
