@@ -272,7 +272,9 @@ def real():
     os.execv("/usr/local/bin/cloud-hypervisor", ["cloud-hypervisor"] + sys.argv[1:])
 
 def accept():
-    return socket.socket(fileno=os.dup(3)).accept()[0]
+    listener = socket.socket(fileno=os.dup(3))
+    listener.setblocking(True)
+    return listener.accept()[0]
 
 def speak(answers):
     held = []
