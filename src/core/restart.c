@@ -50,6 +50,22 @@ static uint64_t random_delay(const Config *c, unsigned count) {
         return restart_delay(c->restart_usec, c->restart_max_delay_usec, count, random);
 }
 
+static uint64_t boottime_now(const VM *vm) {
+        uint64_t now = 0;
+
+        (void) sd_event_now(vm->manager->event, CLOCK_BOOTTIME, &now);
+        return now;
+}
+
+/* How long it has run by a clock that nobody sets; of one that has ended while no daemon was there only the times of day are known. */
+static uint64_t ran_usec(const VM *vm, uint64_t until) {
+        uint64_t now = boottime_now(vm);
+
+        if (vm->run && vm->run->start_usec > 0)
+                return now > vm->run->start_usec ? now - vm->run->start_usec : 0;
+        return until > vm->rec.started ? until - vm->rec.started : 0;
+}
+
 void restart_plan(const VM *vm, VMTransition t, VMRecord *next) {
         const Config *c = vm->manager->config;
         bool ran_well;
@@ -61,7 +77,7 @@ void restart_plan(const VM *vm, VMTransition t, VMRecord *next) {
                 return;
 
         ran_well = t != TRANSITION_RESTART_FAILED && vm->rec.started > 0 &&
-                   next->state_since - vm->rec.started >= c->restart_reset_usec;
+                   ran_usec(vm, next->state_since) >= c->restart_reset_usec;
         if (ran_well)
                 next->restart_count = 0;
         if (next->restart_count >= vm->definition->restart_max) {
@@ -79,10 +95,11 @@ void restart_plan(const VM *vm, VMTransition t, VMRecord *next) {
 
 /* The event loop puts timers that have elapsed in no order, and after a boot it matters. */
 static VM *first_planned(VM *vm) {
+        uint64_t now = boottime_now(vm);
         VM *first = vm;
 
         for (VM *v = vm->manager->vms; v; v = v->next)
-                if (v->restart_timer && v->rec.restart_at > 0 && v->rec.restart_at < first->rec.restart_at)
+                if (v->restart_timer && v->restart_due <= now && v->rec.restart_at > 0 && v->rec.restart_at < first->rec.restart_at)
                         first = v;
         return first;
 }
@@ -104,13 +121,35 @@ static int on_restart(sd_event_source *source, uint64_t usec, void *userdata) {
         return 0;
 }
 
+/* No plan lies further ahead. */
+static uint64_t longest_delay(const Manager *m) {
+        const Config *c = m->config;
+        uint64_t max = c->restart_max_delay_usec, policy = max > USEC_INFINITY / 2 ? USEC_INFINITY : max + max / 5,
+                 boot = c->on_boot_delay_usec > USEC_INFINITY / (m->n_vms + 1) ? USEC_INFINITY : c->on_boot_delay_usec * m->n_vms;
+
+        boot = MAX(boot, policy);
+        return MAX(boot, (uint64_t) START_AGAIN_USEC);
+}
+
+/* A plan is a time of day, so that it outlives the daemon. When it comes is told by a clock that nobody sets, from the moment on in which it was
+ * made, or found; and where somebody has set the clock back meanwhile, a day of waiting is none. */
+static void set_due(VM *vm) {
+        uint64_t now = now_realtime(), at = vm->rec.restart_at;
+
+        if (vm->restart_due_of == at)
+                return;
+        vm->restart_due_of = at;
+        vm->restart_due = boottime_now(vm) + (at > now ? MIN(at - now, longest_delay(vm->manager)) : 0);
+}
+
 void restart_arm(VM *vm) {
         int r;
 
         vm->restart_timer = sd_event_source_disable_unref(vm->restart_timer);
+        set_due(vm);
         if (vm->rec.restart_at == 0 || vm->manager->starts_nothing || relaunch_pending(vm))
                 return;
-        r = sd_event_add_time(vm->manager->event, &vm->restart_timer, CLOCK_REALTIME, vm->rec.restart_at, 0, on_restart, vm);
+        r = sd_event_add_time(vm->manager->event, &vm->restart_timer, CLOCK_BOOTTIME, vm->restart_due, 0, on_restart, vm);
         if (r < 0)
                 vm_log(vm, LOG_ERR, "no timer for its restart: %s", strerror(-r));
 }

@@ -5,6 +5,7 @@
 #include <sys/epoll.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "basic/fault.h"
 #include "basic/fd-util.h"
@@ -150,8 +151,12 @@ int run_set_helper(Run *r, pid_t pid, int pidfd) {
 }
 
 int run_set_vmm(Run *r, pid_t pid, int pidfd) {
+        uint64_t ticks;
+
         r->pid = pid;
         r->pidfd = pidfd;
+        if (pid_start_time(pid, &ticks) >= 0)
+                r->start_usec = ticks * USEC_PER_SEC / (uint64_t) sysconf(_SC_CLK_TCK);
         return watch_pidfd(r, pidfd, on_vmm_end, &r->source);
 }
 

@@ -31,6 +31,7 @@ struct Run {
         LaunchCall *launch;                     /* its connection keeps the helper's pid from being used again */
         pid_t helper_pid, pid;
         int helper_pidfd, pidfd;
+        uint64_t start_usec;                    /* of the VMM, CLOCK_BOOTTIME; 0: not known */
         sd_event_source *helper_source, *source, *timer, *ask_timer, *kill_timer;
         char invocation_id[33];
         char backend[24];                       /* for a daemon whose database does not know it */

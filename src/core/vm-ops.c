@@ -5,9 +5,6 @@
 #include "bus/error-names.h"
 #include "core/vm-private.h"
 
-/* When a planned start meets a store that can't be written */
-#define START_AGAIN_USEC (10 * USEC_PER_SEC)
-
 /* The calls on a VM: what the tables say is looked up here, before anything begins. */
 
 int vm_refuse(VM *vm, VMCall call, VMAnswer answer, sd_bus_error *error) {

@@ -108,6 +108,8 @@ void restart_plan(const VM *vm, VMTransition t, VMRecord *next);
 bool restart_keeps_intent(const VM *vm, VMTransition t);
 /* Plans a start of what does not run, after so many others. */
 int restart_plan_start(VM *vm, uint64_t at, unsigned count);
+/* After so long a start that can't be stored is tried again. */
+#define START_AGAIN_USEC (10 * USEC_PER_SEC)
 /* Sets or ends the timer, as the record says. */
 void restart_arm(VM *vm);
 /* Stop or Kill of a VM that does not run: it is not to run any more, or with keep_intent not before the next boot. */

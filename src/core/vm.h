@@ -42,6 +42,8 @@ struct VM {
         bool asked_to_stop;             /* by manager_stop_all() */
         bool by_itself;                 /* the start under way was asked for by nobody */
         sd_event_source *restart_timer;
+        uint64_t restart_due;           /* CLOCK_BOOTTIME, made of … */
+        uint64_t restart_due_of;        /* … this rec.restart_at */
         Budget notes, flips;            /* of its VMM's remarks, and of its changes of state that nobody asked for: each is a write */
         sd_event_source *settle;        /* when what the VMM says of its state is shown again */
         bool heard_all;                 /* the VMM itself has closed the connection, so no event is missing */

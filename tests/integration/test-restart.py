@@ -10,9 +10,15 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
 
-os.makedirs("/etc/vmunit", exist_ok=True)
-with open("/etc/vmunit/vmunit.conf", "w") as f:
-    f.write("[VMUnit]\nRestartSec=200ms\nRestartMaxDelaySec=400ms\nRestartResetSec=1h\n")
+
+
+def configure(reset="1h"):
+    os.makedirs("/etc/vmunit", exist_ok=True)
+    with open("/etc/vmunit/vmunit.conf", "w") as f:
+        f.write(f"[VMUnit]\nRestartSec=200ms\nRestartMaxDelaySec=400ms\nRestartResetSec={reset}\n")
+
+
+configure()
 start_daemon()
 manager = Manager()
 
@@ -21,8 +27,8 @@ def create(name, policy, maximum=5, **over):
     return manager.create(name, tiny_definition(restart={"policy": policy, "max": maximum}, **over), start=True)
 
 
-def kill_vmm(vm):
-    pid = vm.pid
+def kill_vmm(vm=None, pid=None):
+    pid = pid or vm.pid
     os.kill(pid, signal.SIGKILL)
     wait_exit(pid)
 
@@ -131,15 +137,18 @@ def _():
     pid = vm.pid
     kill_vmm(vm)
     wait_again(vm, pid)
+    pid, since = vm.pid, time.monotonic()
+    configure("2s")
     stop_daemon()
-    with contextlib.closing(sqlite3.connect("/var/lib/vmunit/vmunit.db")) as db, db:
-        db.execute("UPDATE vm SET started = started - 3601000000 WHERE name = 'well'")    # RestartResetSec= and a bit
     start_daemon()
-    pid = vm.pid
-    assert pid and vm.RestartCount == 1
+    assert pid and vm.pid == pid and vm.RestartCount == 1
+    wait_for(lambda: time.monotonic() > since + 2.1, 10, "a run of that length", poll=0.1)
     kill_vmm(vm)
     wait_again(vm, pid)
     assert vm.RestartCount == 1, vm.RestartCount
+    configure()
+    stop_daemon()
+    start_daemon()
     for v in (none, vm):
         v.remove(force=True)
         v.wait_gone()
@@ -226,6 +235,43 @@ def _():
     assert vm.RestartCount == 2
     vm.remove(force=True)
     vm.wait_gone()
+
+
+def edit(sql, *args):
+    """What somebody who has set the clock would have left in the database, while no daemon is there."""
+    with contextlib.closing(sqlite3.connect("/var/lib/vmunit/vmunit.db")) as db, db:
+        db.execute(sql, args)
+
+
+@test("a clock that was set back while no daemon was there: a plan waits no longer than any can")
+def _():
+    vm = create("clock", "on-failure")
+    pid = vm.pid
+    stop_daemon()
+    kill_vmm(pid=pid)
+    day = 86400 * 10**6
+    edit("UPDATE vm SET state = 'Error', reason = 'vmm-crashed', restart_at = ? WHERE name = 'clock'", int(time.time() * 1e6) + day)
+    start_daemon()
+    assert vm.RestartAtUSec == 0 or vm.RestartAtUSec > time.time() * 1e6 + day / 2
+    wait_again(vm, pid, 20)
+    vm.remove(force=True)
+    vm.wait_gone()
+
+
+@test("the budget is given back for a long run, and not for a clock that was set", timeout=60)
+def _():
+    for days in (-2, 2):
+        vm = create("clock", "on-failure", 3)
+        for count in (1, 2):
+            pid = vm.pid
+            stop_daemon()
+            edit("UPDATE vm SET started = started + ? WHERE name = 'clock'", days * 86400 * 10**6)
+            start_daemon()
+            kill_vmm(vm)
+            wait_again(vm, pid)
+            assert vm.RestartCount == count, (days, vm.RestartCount)
+        vm.remove(force=True)
+        vm.wait_gone()
 
 
 @test("a start by policy that fails is an Error, and the next try")
