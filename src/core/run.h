@@ -28,7 +28,7 @@ struct Run {
         void *userdata;
         const char *scope, *slice, *run_dir;    /* borrowed from the VM, where they never change */
 
-        LaunchCall *launch;                     /* its connection keeps the helper's pid from being used again */
+        LaunchCall *launch;                     /* while it starts: its connection keeps the helper's pid from being used again */
         pid_t helper_pid, pid;
         int helper_pidfd, pidfd;
         uint64_t start_usec;                    /* of the VMM, CLOCK_BOOTTIME; 0: not known */

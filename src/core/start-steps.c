@@ -603,6 +603,7 @@ static int step_connect(Start *s) {
         int r;
 
         s->helper = helper_free(s->helper);
+        vm->run->launch = launch_call_free(vm->run->launch); /* PID 1 has its process, so the number may go with it */
         start_undo_files(s);
         start_undo_open(s);
         r = vm_connect(vm);

@@ -43,8 +43,7 @@ typedef struct Launcher {
 static time_t now_sec(void) {
         struct timespec ts;
 
-        (void) clock_gettime(CLOCK_MONOTONIC, &ts);
-        return ts.tv_sec;
+        return clock_gettime(CLOCK_MONOTONIC, &ts) < 0 ? 0 : ts.tv_sec;
 }
 
 static void connection_close(Launcher *l, Connection *c) {
@@ -66,11 +65,11 @@ static void connection_free(Launcher *l, Connection *c) {
 }
 
 /* A helper's pid stays taken until the daemon has closed the connection: it gives the number to PID 1. */
-static void connection_reap(Launcher *l, Connection *c) {
-        if (c->child > 0 && (c->type != LAUNCH_START || c->fd < 0) && waitpid(c->child, NULL, WNOHANG) == c->child)
-                c->child = 0;
-        if (c->child == 0 && (c->fd < 0 || c->type != LAUNCH_START))
-                connection_free(l, c);
+static bool connection_reap(Launcher *l, Connection *c) {
+        if ((c->type == LAUNCH_START && c->fd >= 0) || (c->child > 0 ? waitpid(c->child, NULL, WNOHANG) != c->child : c->fd >= 0))
+                return false;
+        connection_free(l, c);
+        return true;
 }
 
 /* The client has left. */
@@ -78,7 +77,7 @@ static void connection_hangup(Launcher *l, Connection *c) {
         if (c->child > 0 && c->type != LAUNCH_START)
                 (void) kill(c->child, SIGKILL);
         connection_close(l, c);
-        connection_reap(l, c);
+        (void) connection_reap(l, c);
 }
 
 static void run_worker(Launcher *l, Connection *c, const Request *r, pid_t parent) {
@@ -191,15 +190,23 @@ static void accept_connection(Launcher *l) {
         l->n_open++;
 }
 
+/* The kernel names who has ended, for there may be a thousand helpers; but one whose pid is kept it names for ever. */
 static void reap_children(Launcher *l) {
         struct signalfd_siginfo si;
+        Connection *c, *next;
+        siginfo_t ended;
 
         while (read(l->signals, &si, sizeof(si)) > 0)
                 ;
-        for (Connection *c = l->connections, *next; c; c = next) {
+        do {
+                ended.si_pid = 0;
+                (void) waitid(P_ALL, 0, &ended, WEXITED | WNOHANG | WNOWAIT);
+                for (c = l->connections; c && c->child != ended.si_pid;)
+                        c = c->next;
+        } while (ended.si_pid > 0 && c && connection_reap(l, c));
+        for (c = ended.si_pid > 0 ? l->connections : NULL; c; c = next) {
                 next = c->next;
-                if (c->child > 0)
-                        connection_reap(l, c);
+                (void) connection_reap(l, c);
         }
 }
 

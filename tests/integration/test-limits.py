@@ -215,6 +215,18 @@ def _():
     assert (daemon_pid(), launcher_pid()) == (daemon, launcher)
 
 
+@test("a VM that runs keeps nothing open in the launcher, which takes a bounded number of connections")
+def _():
+    vm = fresh()
+    vm.kill()
+    before = fds(launcher_pid())
+    vm.start()
+    helper = parent(vm.pid)
+    wait_for(lambda: fds(launcher_pid()) == before, 5, f"the descriptors {before}", poll=0.05)
+    vm.kill()
+    wait_for(lambda: not os.path.exists(f"/proc/{helper}"), 5, "the helper to be reaped", poll=0.05)
+
+
 @test("a console that is opened and closed 100 times leaves nothing", timeout=60)
 def _():
     vm = fresh()

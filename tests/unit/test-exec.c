@@ -147,6 +147,22 @@ static void test_order(void) {
         vm_free(&vm);
 }
 
+/* One that is dead and must stay, since its connection is open, hides nobody else's end. */
+static void test_reaped_beside_another(void) {
+        Vm dead, vm;
+
+        vm_run(&dead, ARGV((char *) "exit"), NULL, 0);
+        ok(dies(dead.pidfd), "one helper has ended");
+        vm_run(&vm, ARGV((char *) "wait"), NULL, 0);
+        vm.call = launch_call_free(vm.call);
+        must(pidfd_kill(vm.vmm_pidfd, SIGKILL) == 0);
+        ok(dies(vm.pidfd), "another one ends, whose connection was closed while it ran");
+        ok(eventually(kill(vm.pid, 0) < 0), "it is reaped");
+        ok(kill(dead.pid, 0) == 0, "the first is not");
+        vm_free(&vm);
+        vm_free(&dead);
+}
+
 static void test_status(int sig, const char *name) {
         char number[16];
         int status;
@@ -662,6 +678,7 @@ int main(void) {
         before = count_fds(getpid());
 
         test_order();
+        test_reaped_beside_another();
         test_status(SIGKILL, "SIGKILL");
         test_status(SIGSEGV, "SIGSEGV");
         test_daemon_gone();
