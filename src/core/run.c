@@ -50,6 +50,7 @@ static void run_unwatch(Run *r) {
         r->query = systemd_call_free(r->query);
         r->result_query = systemd_call_free(r->result_query);
         r->stop_query = systemd_call_free(r->stop_query);
+        r->slice_query = systemd_call_free(r->slice_query);
 }
 
 Run *run_free(Run *r) {
@@ -200,7 +201,7 @@ static void run_check_gone(Run *r) {
         if (!r->scope_gone)
                 return;
         if (!r->slice_gone) {
-                if (!run_wait_is_over(r) && !slice_is_used(r))
+                if (!run_wait_is_over(r) && !slice_is_used(r) && !(r->slice_stays && r->slice_asked))
                         return;
                 r->slice_left = true;
         }
@@ -253,12 +254,32 @@ static void run_scope_state(Run *r, const char *sub) {
                 r->scope_gone = false;
 }
 
+static void on_slice_stays(void *userdata, const char *value, const sd_bus_error *error) {
+        Run *r = userdata;
+
+        r->slice_query = systemd_call_free(r->slice_query);
+        r->slice_stays = value && streq(value, "no");
+        r->slice_asked = false;         /* of one that has gone meanwhile PID 1 says "no" as well, so it is asked for once more */
+        if (r->slice_stays)
+                run_ask(r);
+}
+
+/* One that is not transient, or not ours, does not go with its last unit: there is nothing to wait for. */
+static void ask_slice_stays(Run *r) {
+        if (!r->slice_query && !r->slice_stays)
+                (void) systemd_get(r->systemd, r->slice, "Unit", "StopWhenUnneeded", on_slice_stays, r, &r->slice_query);
+}
+
 static void on_slice_state(void *userdata, const char *value, const sd_bus_error *error) {
         Run *r = userdata;
 
         r->query = systemd_call_free(r->query);
         if (value)
                 r->slice_gone = streq(value, "dead");
+        if (value && !r->slice_gone) {
+                r->slice_asked = true;
+                ask_slice_stays(r);
+        }
         if (r->query_again && r->ending && !r->slice_gone) {
                 r->query_again = false;
                 run_ask(r);

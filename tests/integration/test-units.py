@@ -332,6 +332,7 @@ def _():
                 wait_for(lambda: unit_property(unit, "ActiveState") == "failed")
             else:
                 theirs = run_in_slice(unit, vm.Slice if kind == "active" else "system.slice")
+            began = time.monotonic()
             try:
                 vm.start()
             finally:
@@ -341,6 +342,7 @@ def _():
             assert len(usage_of(vm)) == 1
             vm.stop()
             assert words(vm) == ("Stopped", "stopped")
+            assert time.monotonic() - began < 4 * PATIENCE, kind
             systemctl("stop", vm.Slice)         # theirs, which would stay
 
 
