@@ -11,8 +11,8 @@
 /* Which VMMs there are, and which of them a definition gets. What is on this host is looked up by the launcher: the daemon sees no
  * devices. Directories where a program may be are watched, and a start looks once more. */
 
-#define PROBE_TIMEOUT_USEC (10 * USEC_PER_SEC)
-#define FIRST_PROBE_TIMEOUT_USEC (2 * USEC_PER_SEC)
+#define VERSION_TIMEOUT_USEC (10 * USEC_PER_SEC)
+#define PROBE_TIMEOUT_USEC (2 * USEC_PER_SEC)
 #define RETRY_USEC (5 * USEC_PER_SEC)
 
 static bool is_older(const BackendInfo *i, const char *version) {
@@ -243,7 +243,7 @@ static void probe(Manager *m, Backend b, bool want_version) {
                 i->again = i->again || !want_version;
                 return;
         }
-        r = launch_probe(m->event, vmm_ops(b)->program, want_version, want_version ? PROBE_TIMEOUT_USEC : FIRST_PROBE_TIMEOUT_USEC,
+        r = launch_probe(m->event, vmm_ops(b)->program, want_version, want_version && i->probed ? VERSION_TIMEOUT_USEC : PROBE_TIMEOUT_USEC,
                          on_probe, i, &i->probe);
         if (r < 0) {
                 manager_set_probed(m, b, r, NULL);
@@ -251,11 +251,12 @@ static void probe(Manager *m, Backend b, bool want_version) {
         }
 }
 
-/* The quick probe first, which tells what is usable; the version follows. */
+/* At first no more is asked than has to be known to choose one, for the daemon is not ready before: QEMU takes 30 ms to tell its
+ * version. */
 static void probe_all(Manager *m) {
         for (Backend b = 0; b < _BACKEND_MAX; b++) {
                 if (vmm_ops(b))
-                        probe(m, b, false);
+                        probe(m, b, !m->backends[b].probed && vmm_ops(b)->version_min);
                 else if (!m->backends[b].probed) {
                         (void) free_and_strdup(&m->backends[b].reason, "this vmunitd has no support for it");
                         m->backends[b].probed = true;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "basic/fault.h"
+#include "basic/json-util.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
 #include "core/vm-private.h"
@@ -115,6 +116,13 @@ static int update_next_start(VM *vm, const char *patch, sd_bus_error *error) {
 }
 
 /* What an earlier update has stored for the next start is part of the definition from now on. */
+/* It was merged, so it is an object. */
+static bool names_backend(const char *patch) {
+        _cleanup_json_ json_object *o = json_tokener_parse(patch);
+
+        return json_object_object_get_ex(o, "backend", NULL);
+}
+
 static int update_dead(VM *vm, const char *patch, sd_bus_error *error) {
         _cleanup_(definition_freep) Definition *d = NULL;
         const VMMOps *ops = NULL;
@@ -126,8 +134,9 @@ static int update_dead(VM *vm, const char *patch, sd_bus_error *error) {
         r = manager_check_definition(vm->manager, d, error);
         if (r < 0)
                 return r;
-        r = manager_choose_backend(vm->manager, d, NULL, &ops, NULL);
-        if (r == -ENODEV)
+        if (vm_keeps_backend(vm, d) && !names_backend(patch))
+                ops = vm->ops;
+        else if (manager_choose_backend(vm->manager, d, NULL, &ops, NULL) == -ENODEV)
                 ops = NULL; /* chosen at the next start */
         r = adopt(vm, d, NULL, ops);
         if (r < 0)

@@ -158,10 +158,16 @@ static int start_change_definition(StartChange *c, VM *vm, sd_bus_error *error) 
         return r < 0 ? sd_bus_error_set_errno(error, r) : 0;
 }
 
+/* What "auto" chose once stays, whatever is installed since, as long as it can do what is asked. */
+bool vm_keeps_backend(const VM *vm, const Definition *d) {
+        return vm->ops && vm->definition->backend == BACKEND_AUTO && d->backend == BACKEND_AUTO &&
+               manager_check_backend(vm->manager, vm->ops, d, NULL, NULL) >= 0;
+}
+
 static int start_change_backend(StartChange *c, VM *vm, sd_bus_error *error) {
         int r;
 
-        if (vm->ops && !c->definition)
+        if (vm->ops && (!c->definition || vm_keeps_backend(vm, c->definition)))
                 return 0;
         r = manager_choose_backend(vm->manager, c->definition ?: vm->definition, NULL, &c->ops, error);
         if (r < 0)

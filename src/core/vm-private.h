@@ -174,5 +174,7 @@ void vm_overtake(VM *vm);
 int vm_refuse(VM *vm, VMCall call, VMAnswer answer, sd_bus_error *error);
 /* 0, or refused with error set */
 int vm_check_call(VM *vm, VMCall call, sd_bus_error *error);
+/* Whether the back end that "auto" has chosen stays with this definition in the place of its own. */
+bool vm_keeps_backend(const VM *vm, const Definition *d);
 /* For calls that only look: whether its VMM lives. An Error whose VMM lives becomes what the VMM says. */
 bool vm_look(VM *vm);

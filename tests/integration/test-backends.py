@@ -127,6 +127,18 @@ def _():
     assert chosen() == "qemu"
 
 
+@test("what is too old is known before the first call is answered")
+def _():
+    with away():
+        put(PROGRAM, "echo Firecracker v1.4.1")
+        stop_daemon()
+        with configured(Backends="firecracker qemu"):           # which starts it
+            assert "1.4.1" in info()["Reason"] and info()["Version"] == "1.4.1", info()
+        stop_daemon()
+        manager.list()                                          # the bus does
+        assert "1.4.1" in info()["Reason"] and info()["Version"] == "1.4.1", info()
+
+
 @test("a program that does not say its version can't be used", timeout=60)
 def _():
     with away():
@@ -215,6 +227,38 @@ def _():
             with expect_error("BackendUnavailable"):
                 vm.start()
     assert chosen() == "qemu"                   # by default
+
+
+@test("what auto has chosen stays, until an Update names the back end or asks for more than that one can do")
+def _():
+    with configured(Backends="firecracker qemu"):
+        with away():
+            vm = manager.create("keeper", tiny_definition(backend="auto"))
+            assert vm.Backend == "qemu"
+        vm.update({"labels": {"a": "b"}})
+        assert vm.Backend == "qemu"
+        vm.start()
+        vm.update({"cpus": 2}, next_start=True)
+        vm.kill()
+        vm.start()
+        assert (vm.Backend, vm.CPUs) == ("qemu", 2)
+        vm.kill()
+        vm.update({"backend": "auto"})
+        assert vm.Backend == "firecracker"
+        vm.update({"networks": [{"name": "a", "type": "user"}]})
+        assert vm.Backend == "qemu"
+        vm.update({"networks": None})
+        assert vm.Backend == "qemu"
+        vm.update({"backend": "firecracker"})
+        assert vm.Backend == "firecracker"
+        vm.start()
+        vm.update({"backend": "auto", "networks": [{"name": "a", "type": "user"}]}, next_start=True)
+        assert vm.Backend == "firecracker"
+        vm.kill()
+        vm.start()
+        assert vm.Backend == "qemu"
+        vm.remove(force=True)
+        vm.wait_gone()
 
 
 @test("what a back end that is named can't do is refused at create, with the place in the definition")
