@@ -39,7 +39,11 @@ struct SystemdCall {
         bool with_pidfd;
         bool resent;            /* asked for more than once */
         sd_event_source *timer, *resend;
-        SystemdCall *check;     /* is it running after all? */
+        SystemdCall *check;     /* is it running after all? which one is it? */
+
+        const char *unit;       /* CALL_DONE: of systemd_set_transient() */
+        int (*append)(sd_bus_message *m, void *userdata);
+        void *append_userdata;
 
         union {
                 systemd_done_cb done;
@@ -509,24 +513,35 @@ static int on_done_reply(sd_bus_message *m, void *userdata, sd_bus_error *error)
         return 0;
 }
 
-static int new_set_message(Systemd *s, const char *unit, int (*append)(sd_bus_message *m, void *userdata),
-                           void *append_userdata, sd_bus_message **ret) {
+/* Properties of a transient unit. It is addressed by its InvocationID, for by its name PID 1 would load it anew when it has just gone. */
+
+static void set_failed(SystemdCall *c, int r, const sd_bus_error *e) {
+        _cleanup_(sd_bus_error_free) sd_bus_error own = SD_BUS_ERROR_NULL;
+
+        if (!e) {
+                sd_bus_error_set_errno(&own, r);
+                e = &own;
+        }
+        c->cb.done(c->userdata, e);
+}
+
+static int new_set_message(SystemdCall *c, const char *invocation_id, sd_bus_message **ret) {
         _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
+        _cleanup_free_ char *path = NULL;
         int r;
 
-        r = sd_bus_message_new_method_call(s->bus, &m, DESTINATION, MANAGER_PATH, MANAGER, "SetUnitProperties");
-        if (r < 0)
-                return r;
-        r = sd_bus_message_append(m, "sb", unit, true);
-        if (r < 0)
-                return r;
-        r = sd_bus_message_open_container(m, 'a', "(sv)");
-        if (r < 0)
-                return r;
-        r = append(m, append_userdata);
-        if (r < 0)
-                return r;
-        r = sd_bus_message_close_container(m);
+        r = sd_bus_path_encode(UNIT_PREFIX, invocation_id, &path);
+        if (r >= 0)
+                r = sd_bus_message_new_method_call(c->systemd->bus, &m, DESTINATION, path, "org.freedesktop.systemd1.Unit",
+                                                   "SetProperties");
+        if (r >= 0)
+                r = sd_bus_message_append(m, "b", true);
+        if (r >= 0)
+                r = sd_bus_message_open_container(m, 'a', "(sv)");
+        if (r >= 0)
+                r = c->append(m, c->append_userdata);
+        if (r >= 0)
+                r = sd_bus_message_close_container(m);
         if (r < 0)
                 return r;
 
@@ -534,21 +549,45 @@ static int new_set_message(Systemd *s, const char *unit, int (*append)(sd_bus_me
         return 0;
 }
 
-int systemd_set_properties(Systemd *s, const char *unit, int (*append)(sd_bus_message *m, void *userdata),
-                           void *append_userdata, systemd_done_cb cb, void *userdata, SystemdCall **ret) {
+static void on_set_invocation(void *userdata, const char *value, const sd_bus_error *error) {
         _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
+        SystemdCall *c = userdata;
+        int r = isempty(value) ? -ESRCH : 0;
+
+        if (r >= 0)
+                r = new_set_message(c, value, &m);
+        if (r >= 0)
+                r = sd_bus_call_async(c->systemd->bus, &c->slot, m, on_done_reply, c, CALL_TIMEOUT_USEC);
+        if (r < 0)
+                set_failed(c, r, error);
+}
+
+static void on_set_transient(void *userdata, const char *value, const sd_bus_error *error) {
+        SystemdCall *c = userdata;
+        int r = value ? 0 : -EIO;
+
+        c->check = systemd_call_free(c->check);
+        if (r >= 0 && !streq(value, "yes"))
+                r = -EADDRINUSE;
+        if (r >= 0)
+                r = systemd_get(c->systemd, c->unit, "Unit", "InvocationID", on_set_invocation, c, &c->check);
+        if (r < 0)
+                set_failed(c, r, error);
+}
+
+int systemd_set_transient(Systemd *s, const char *unit, int (*append)(sd_bus_message *m, void *userdata), void *append_userdata,
+                          systemd_done_cb cb, void *userdata, SystemdCall **ret) {
         _cleanup_(systemd_call_freep) SystemdCall *c = NULL;
         int r;
 
-        r = new_set_message(s, unit, append, append_userdata, &m);
-        if (r < 0)
-                return r;
         c = call_new(s, CALL_DONE, userdata);
         if (!c)
                 return -ENOMEM;
         c->cb.done = cb;
-
-        r = sd_bus_call_async(s->bus, &c->slot, m, on_done_reply, c, CALL_TIMEOUT_USEC);
+        c->unit = unit;
+        c->append = append;
+        c->append_userdata = append_userdata;
+        r = systemd_get(s, unit, "Unit", "Transient", on_set_transient, c, &c->check);
         if (r < 0)
                 return r;
         *ret = TAKE_PTR(c);

@@ -56,8 +56,9 @@ void systemd_kill_unit(Systemd *s, const char *unit, int sig);
 void systemd_stop_unit(Systemd *s, const char *unit);
 void systemd_reset_failed(Systemd *s, const char *unit);
 
-/* SetUnitProperties(runtime) with what append adds. */
-int systemd_set_properties(Systemd *s, const char *unit, int (*append)(sd_bus_message *m, void *userdata), void *append_userdata,
+/* SetProperties(runtime), with what append adds, of a transient unit that is there: of another one, or of its stub when it has gone, PID 1
+ * would keep drop-ins, which the next unit of that name would have. append is called later, if at all before the call is freed. */
+int systemd_set_transient(Systemd *s, const char *unit, int (*append)(sd_bus_message *m, void *userdata), void *append_userdata,
                            systemd_done_cb cb, void *userdata, SystemdCall **ret);
 
 /* Numbers of a slice: those of org.freedesktop.systemd1.Slice that are known, by systemd's names. */

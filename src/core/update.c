@@ -185,9 +185,21 @@ static void take_back(VM *vm, int error) {
         int r;
 
         vm->update_error = error;
-        r = systemd_set_properties(vm->manager->systemd, vm->slice, append_back, vm, on_taken_back, vm, &vm->update_call);
+        r = systemd_set_transient(vm->manager->systemd, vm->slice, append_back, vm, on_taken_back, vm, &vm->update_call);
         if (r < 0)
                 on_taken_back(vm, (sd_bus_error_set_errno(&e, r), &e));
+}
+
+static void refused(const VM *vm, const sd_bus_error *error, sd_bus_error *ret) {
+        if (!vm_is_alive(vm)) /* its slice has gone first */
+                sd_bus_error_setf(ret, VMUNIT_ERROR_NOT_RUNNING, "%s: the VM has ended; update it now", vm->rec.name);
+        else if (sd_bus_error_get_errno(error) == EADDRINUSE)
+                sd_bus_error_setf(ret, VMUNIT_ERROR_BACKEND_FAILED,
+                                  "%s: resources: its slice is a unit of somebody else, so they can't change while it runs",
+                                  vm->rec.name);
+        else
+                sd_bus_error_setf(ret, VMUNIT_ERROR_BACKEND_FAILED, "%s: resources: systemd refuses them: %s", vm->rec.name,
+                                  error->message ?: error->name);
 }
 
 static void on_resources_set(void *userdata, const sd_bus_error *error) {
@@ -198,8 +210,7 @@ static void on_resources_set(void *userdata, const sd_bus_error *error) {
         vm->update_call = systemd_call_free(vm->update_call);
         (void) FAULT_POINT("update.resources-set", FAULT_VMM, vm_leader_pid(vm));
         if (error) {
-                sd_bus_error_setf(&e, VMUNIT_ERROR_BACKEND_FAILED, "%s: resources: systemd refuses them: %s", vm->rec.name,
-                                  error->message ?: error->name);
+                refused(vm, error, &e);
                 update_finish(vm, &e, false);
                 return;
         }
@@ -229,8 +240,7 @@ static int update_resources(VM *vm, Definition *d, char *next, uid_t caller, don
         if (r >= 0)
                 r = FAULT_POINT("update.resources", FAULT_FAILS | FAULT_HANGS | FAULT_VMM, vm_leader_pid(vm));
         if (r == 0)
-                r = systemd_set_properties(vm->manager->systemd, vm->slice, append_change, vm, on_resources_set, vm,
-                                           &vm->update_call);
+                r = systemd_set_transient(vm->manager->systemd, vm->slice, append_change, vm, on_resources_set, vm, &vm->update_call);
         if (r < 0) {
                 definition_free(TAKE_PTR(vm->update));
                 free(TAKE_PTR(vm->update_next));

@@ -312,6 +312,9 @@ def _():
         with vm_of(name="late") as vm:
             vm.start()
             assert words(vm) == ("Running", "") and unit_property(vm.Unit, "Slice") == vm.Slice
+            vm.update({"resources": {"TasksMax": 200}})
+            assert unit_property(vm.Slice, "TasksMax") == "200"
+            assert not os.path.exists("/run/systemd/system.control/machine-vmunit-late.slice.d"), "the next of the name would have it"
             vm.stop()
             assert words(vm) == ("Stopped", "stopped")
             vm.start()
