@@ -118,7 +118,9 @@ int remove_begin(VM *vm) {
         }
         if (!vm->run) {
                 r = vm_find_run(vm);
-                if (r >= 0 && !vm->vmm)
+                if (r < 0 && vm->run)
+                        vm_found_exit(vm);
+                else if (!vm->vmm)
                         vm_log(vm, LOG_DEBUG, "its VMM still lives and is killed");
         }
         if (vm->run && run_is_alive(vm->run))

@@ -427,10 +427,11 @@ int run_write_file(Run *r, const char *boot_id) {
                         "BOOT_ID=%s\nSCOPE=%s\nINVOCATION_ID=%s\nBACKEND=%s\n"
                         "PID=%d\nSTART=%" PRIu64 "\nINODE=%" PRIu64 "\n"
                         "HELPER_PID=%d\nHELPER_START=%" PRIu64 "\nHELPER_INODE=%" PRIu64 "\n"
-                        "REBOOT_UNTIL=%" PRIu64 "\nREBOOT_PRESSED=%d\n",
+                        "REBOOT_UNTIL=%" PRIu64 "\nREBOOT_PRESSED=%d\nEND_CAUSE=%s\n",
                         boot_id, r->scope, r->invocation_id, r->backend,
                         (int) r->pid, start, pidfd_inode(r->pidfd),
-                        (int) r->helper_pid, helper_start, pidfd_inode(r->helper_pidfd), r->reboot_until, r->reboot_pressed);
+                        (int) r->helper_pid, helper_start, pidfd_inode(r->helper_pidfd), r->reboot_until, r->reboot_pressed,
+                        r->end_cause);
         if (!path || !text)
                 return -ENOMEM;
         return write_file_atomic(path, text, false);
@@ -504,6 +505,7 @@ int run_find(Run *r, const char *boot_id) {
 
         r->reboot_until = run_file_get_u64(text, "REBOOT_UNTIL");
         r->reboot_pressed = run_file_get_u64(text, "REBOOT_PRESSED") > 0;
+        run_file_get(text, "END_CAUSE", r->end_cause, sizeof(r->end_cause));
 
         pid = (pid_t) run_file_get_u64(text, "PID");
         helper_pid = (pid_t) run_file_get_u64(text, "HELPER_PID");

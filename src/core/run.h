@@ -37,6 +37,7 @@ struct Run {
         char backend[24];                       /* for a daemon whose database does not know it */
         uint64_t reboot_until;                  /* CLOCK_MONOTONIC: a reboot is under way, which may take so long; 0: none is */
         bool reboot_pressed;                    /* … and its button was pressed */
+        char end_cause[24];                     /* it is about to be killed, and this was the reason; "": it is not */
         bool in_scope;                          /* the scope was started */
         bool dead, helper_dead, status_told, stop_told;
         bool ending;                            /* on its way to gone */
@@ -68,9 +69,9 @@ bool run_is_alive(const Run *r);
 /* That the process is in the run's scope. 0, -ESRCH (gone), -EXDEV (somewhere else). */
 int run_check_cgroup(const Run *r, pid_t pid);
 
-/* The run file, written before the VMM executes, and again when a reboot begins, presses the button or ends; found again by run_find(): 0,
- * or -ENOENT (no such file), -ESRCH (its process is gone or another), -EXDEV (not in its scope). On success the run is watched as if just
- * started. */
+/* The run file, written before the VMM executes, and again when a reboot begins, presses the button or ends, or the VMM is to be ended;
+ * found again by run_find(): 0, or -ENOENT (no such file), -ESRCH (its process is gone or another), -EXDEV (not in its scope). On success the
+ * run is watched as if just started. */
 int run_write_file(Run *r, const char *boot_id);
 int run_find(Run *r, const char *boot_id);
 

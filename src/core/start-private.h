@@ -20,6 +20,7 @@ struct Start {
         VM *vm;
         unsigned step;
         bool failing;                   /* rolling back */
+        bool hung;                      /* by a fault: whatever comes in */
         bool canceled;
         VMCall canceled_by;
         bool keep_intent;               /* by a Stop after which it is to run again */

@@ -102,6 +102,7 @@ static bool start_passes(Start *s, const char *when) {
 
         if (r < 0)
                 start_failed(s, r, "fault");
+        s->hung = r > 0;
         return r == 0;
 }
 
@@ -129,7 +130,7 @@ static void start_run_steps(Start *s) {
 }
 
 void start_continue(Start *s) {
-        if (s->failing || !start_passes(s, "after"))
+        if (s->failing || s->hung || !start_passes(s, "after"))
                 return;
         s->step++;
         start_run_steps(s);

@@ -217,6 +217,17 @@ int store_usage_is_open(Store *s, const char *vm_id) {
         return store_run(s, STATEMENT_USAGE_IS_OPEN, NULL, "s", vm_id);
 }
 
+int store_last_step(Store *s, const char *vm_id, LastStep *ret) {
+        int64_t step = LAST_STEP_UNKNOWN;
+        int r;
+
+        r = store_run(s, STATEMENT_LAST_STEP, &step, "s", vm_id);
+        if (r < 0)
+                return r;
+        *ret = (LastStep) step;
+        return 0;
+}
+
 static int give_usage(sqlite3_stmt *st, int (*cb)(const Usage *u, void *userdata), void *userdata) {
         const Usage u = {
                 .id = sqlite3_column_int64(st, 0),

@@ -24,6 +24,7 @@ typedef enum Statement {
         STATEMENT_OPEN_USAGE,
         STATEMENT_CLOSE_USAGE,
         STATEMENT_USAGE_IS_OPEN,
+        STATEMENT_LAST_STEP,
         STATEMENT_RESERVE_NUMBERS,
         _STATEMENT_MAX,
 } Statement;

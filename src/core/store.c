@@ -39,6 +39,8 @@ static const char *const statement_table[_STATEMENT_MAX] = {
         [STATEMENT_CLOSE_USAGE] =
                 "UPDATE usage SET end_usec = max(?2, start_usec) WHERE vm_id = ?1 AND end_usec IS NULL",
         [STATEMENT_USAGE_IS_OPEN] = "SELECT 1 FROM usage WHERE vm_id = ?1 AND end_usec IS NULL",
+        [STATEMENT_LAST_STEP] = "SELECT CASE type WHEN 'starting' THEN 1 WHEN 'running' THEN 2 ELSE 3 END FROM event "
+                                "WHERE vm_id = ?1 AND type IN ('starting', 'running', 'vmm-exited') ORDER BY id DESC LIMIT 1",
         [STATEMENT_RESERVE_NUMBERS] =
                 "INSERT INTO counter (name, next) VALUES (?1, ?2 + ?3) "
                 "ON CONFLICT (name) DO UPDATE SET next = max(next, ?2) + ?3 RETURNING next",

@@ -118,6 +118,14 @@ int store_open_usage(Store *s, const VMRecord *r, uint64_t start, const char *bo
 int store_close_usage(Store *s, const char *vm_id, uint64_t end);
 /* Whether an interval of this VM is open. >0, 0 or -errno. */
 int store_usage_is_open(Store *s, const char *vm_id);
+/* What the history has of the VM's last run; unknown where that is too old. */
+typedef enum LastStep {
+        LAST_STEP_UNKNOWN,
+        LAST_STEP_STARTING,
+        LAST_STEP_RUNNING,
+        LAST_STEP_EXITED,
+} LastStep;
+int store_last_step(Store *s, const char *vm_id, LastStep *ret);
 /* Intervals that overlap [from, to). */
 int store_foreach_usage(Store *s, uint64_t from, uint64_t to, int (*cb)(const Usage *u, void *userdata),
                         void *userdata);

@@ -34,6 +34,8 @@ int vm_write_record(VM *vm, const VMRecord *next, uint64_t usage_end);
 int vm_replace_record(VM *vm, VMRecord *next, const char *event_type, const char *sentence);
 /* Writes the record again, if it is not in the store as it is in memory. */
 int vm_save(VM *vm);
+/* The run has ended: record, usage and an event at once, later if that can't be now. */
+void vm_write_exit(VM *vm, json_object *details, const char *sentence);
 /* unsaved.c: the store could not take the record, by this error, and will be asked again; it has it; and what the last daemon could not
  * store, after the record was loaded */
 void vm_set_unsaved(VM *vm, int error);
@@ -66,6 +68,8 @@ int vm_new_run(VM *vm);
 int vm_find_run(VM *vm);
 /* How the run's VMM has ended, to the record in memory and the bus */
 void vm_set_exit(VM *vm);
+/* What a daemon finds of the end of a run: told once, by this one or the one before. */
+void vm_found_exit(VM *vm);
 
 /* job.c */
 /* What those hear who still wait when the daemon ends */

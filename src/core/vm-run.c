@@ -109,8 +109,27 @@ static bool is_live_state(VMState s) {
         return s == VM_RUNNING || s == VM_PAUSED;
 }
 
+static const char *const end_causes[_VMM_EVENT_MAX] = {
+        [VMM_EVENT_GUEST_SHUTDOWN] = "guest-shutdown",
+        [VMM_EVENT_GUEST_PANICKED] = "guest-panicked",
+        [VMM_EVENT_FAILED] = "vmm-failed",
+};
+
+/* Its exit status will not tell why, if this daemon ends before it does. */
+static void note_end_cause(VM *vm, VMMEvent why) {
+        int r;
+
+        if (vm->run->end_cause[0])
+                return;
+        snprintf(vm->run->end_cause, sizeof(vm->run->end_cause), "%s", strempty(end_causes[why]));
+        r = run_write_file(vm->run, vm->manager->boot_id);
+        if (r < 0 && r != -ESRCH)
+                vm_log(vm, LOG_WARNING, "can't note why it is ended, should vmunitd end: %s", strerror(-r));
+}
+
 void vm_put_down(VM *vm, VMMEvent why) {
         vm->last_event = why;
+        note_end_cause(vm, why);
         run_kill(vm->run);
 }
 
@@ -153,21 +172,14 @@ void vm_set_exit(VM *vm) {
 static void vm_tell_exit(VM *vm) {
         _cleanup_json_ json_object *d = json_object_new_object();
         char text[128];
-        int r;
 
         vm_set_exit(vm);
-        r = FAULT_POINT("exit.write", FAULT_FAILS, 0);
-        if (r >= 0)
-                r = vm_write_record(vm, &vm->rec, now_realtime());
-        if (r < 0)
-                vm_set_unsaved(vm, r);
-
         vm_describe_exit(vm, text, sizeof(text));
         if (d && vm->rec.exit_known) {
                 json_object_object_add(d, "exit-code", json_object_new_int(vm->rec.exit_code));
                 json_object_object_add(d, "exit-signal", json_object_new_int(vm->rec.exit_signal));
         }
-        vm_add_event(vm, "vmm-exited", d, "%s", text);
+        vm_write_exit(vm, d, text);
 }
 
 static void on_status(void *userdata) {
@@ -557,39 +569,58 @@ static int found_alive(VM *vm) {
         return 0;
 }
 
-static void found_exit(VM *vm) {
+/* A state may be that of after the end, shown before its status was known. */
+static bool exit_is_told(VM *vm) {
+        Store *s = vm->manager->store;
+        bool ran = is_live_state(vm->rec.state) || vm->rec.state == VM_STOPPING;
+        LastStep step;
+
+        if (!ran && !vm->run->exit_known && store_usage_is_open(s, vm->rec.id) <= 0)
+                return true;
+        if (store_last_step(s, vm->rec.id, &step) < 0)
+                return false;
+        return step == LAST_STEP_EXITED || (!ran && step != LAST_STEP_RUNNING);
+}
+
+void vm_found_exit(VM *vm) {
         _cleanup_free_ char *path = strjoinf("%s/exit", vm->run_dir);
 
         if (path && helper_read_exit(path, &vm->run->status) >= 0)
                 vm->run->exit_known = true;
-        vm_tell_exit(vm);
+        if (!exit_is_told(vm))
+                vm_tell_exit(vm);
+}
+
+static void found_cause(VM *vm) {
+        for (VMMEvent e = 0; e < _VMM_EVENT_MAX; e++)
+                if (end_causes[e] && streq(end_causes[e], vm->run->end_cause))
+                        vm->last_event = e;
 }
 
 static void found_dead(VM *vm) {
         vm->run->dead = true;
+        found_cause(vm);
 
         switch (vm->rec.state) {
         case VM_STARTING:
                 start_interrupted(vm);
                 break;
         case VM_STOPPING:
-                if (relaunch_pending(vm))
-                        break;
-                found_exit(vm);
-                (void) vm_transition(vm, TRANSITION_STOPPED, INTENT_KEEP, "It has stopped while vmunitd was away");
+                vm_found_exit(vm);
+                if (!relaunch_pending(vm))
+                        (void) vm_transition(vm, TRANSITION_STOPPED, INTENT_KEEP, "It has stopped while vmunitd was away");
                 break;
         case VM_RUNNING:
         case VM_PAUSED:
-                found_exit(vm);
+                vm_found_exit(vm);
                 if (!relaunch_found(vm, death_cause(vm)))
                         vm_show_death(vm);
                 if (vm->rec.state == VM_ERROR)
                         vm_log_last_words(vm);
                 break;
         default:
-                /* An Error or a Stopped whose VMM lived on has an interval that is open still. */
-                if (store_usage_is_open(vm->manager->store, vm->rec.id) > 0)
-                        found_exit(vm);
+                /* An Error or a Stopped whose VMM lived on, or whose end was only half told */
+                vm_found_exit(vm);
                 break;
         }
         vm->run->status_told = true;

@@ -275,8 +275,8 @@ static int open_missing_usage(VM *vm, const VMRecord *next, uint64_t usec) {
         return store_open_usage(s, next, usec, vm->manager->boot_id, vm->run->invocation_id);
 }
 
-/* Record, event and usage, in one transaction */
-static int write_all(VM *vm, const VMRecord *next, const Event *ev, uint64_t *ret_id) {
+/* Record, event and usage, in one transaction; ended: the run has ended, whatever the state says as yet */
+static int write_all(VM *vm, const VMRecord *next, bool ended, const Event *ev, uint64_t *ret_id) {
         Store *s = vm->manager->store;
         int r;
 
@@ -287,7 +287,7 @@ static int write_all(VM *vm, const VMRecord *next, const Event *ev, uint64_t *re
         r = store_update_vm(s, next);
         if (r >= 0)
                 r = store_add_event(s, ev, ret_id);
-        if (r >= 0 && ends_usage(vm, next->state))
+        if (r >= 0 && (ended || ends_usage(vm, next->state)))
                 r = store_close_usage(s, next->id, ev->usec);
         if (r >= 0 && is_found(vm, next->state))
                 r = open_missing_usage(vm, next, ev->usec);
@@ -383,7 +383,7 @@ int vm_transition(VM *vm, VMTransition t, int intent, const char *format, ...) {
                      .message = *message ? message : state_sentence(next.state), .details = details };
         r = FAULT_POINT_NAMED("commit", vm_transition_to_string(t), "before", vm_leader_pid(vm));
         if (r >= 0)
-                r = write_all(vm, &next, &ev, &id);
+                r = write_all(vm, &next, false, &ev, &id);
         (void) FAULT_POINT_NAMED("commit", vm_transition_to_string(t), "after", vm_leader_pid(vm));
         if (r < 0 && must_be_durable(t)) {
                 vm_record_done(&next);
@@ -428,7 +428,7 @@ int vm_replace_record(VM *vm, VMRecord *next, const char *event_type, const char
         uint64_t id = 0;
         int r;
 
-        r = write_all(vm, next, &ev, &id);
+        r = write_all(vm, next, false, &ev, &id);
         if (r < 0)
                 return r;
         vm_record_done(&vm->rec);
@@ -439,6 +439,25 @@ int vm_replace_record(VM *vm, VMRecord *next, const char *event_type, const char
         vm_tell_event(vm, &ev, id);
         vm_log_fields(vm, LOG_INFO, MESSAGE_VM_EVENT, NULL, "%s", sentence);
         return 0;
+}
+
+void vm_write_exit(VM *vm, json_object *details, const char *sentence) {
+        Event ev = { .usec = now_realtime(), .vm_id = vm->rec.id, .vm_name = vm->rec.name, .type = "vmm-exited",
+                     .message = sentence, .details = details };
+        uint64_t id = 0;
+        int r;
+
+        r = FAULT_POINT("exit.write", FAULT_FAILS, 0);
+        if (r >= 0)
+                r = write_all(vm, &vm->rec, true, &ev, &id);
+        if (r < 0) {
+                vm_set_unsaved(vm, r);
+                vm_keep_event(vm, &ev, r);
+        } else {
+                vm_set_saved(vm);
+                vm_tell_event(vm, &ev, id);
+        }
+        vm_log_fields(vm, LOG_INFO, MESSAGE_VM_EVENT, NULL, "%s", sentence);
 }
 
 int vm_save(VM *vm) {

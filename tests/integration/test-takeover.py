@@ -498,16 +498,6 @@ def _():
             assert words(vm) == ("Stopped", "stopped")
 
 
-def qmp(vm, *commands):
-    """In the daemon's place"""
-    with socket.socket(socket.AF_UNIX) as s:
-        s.connect(f"/run/vmunit/vms/{vm}/qmp")
-        read_until(s.fileno(), b"}\r\n")
-        for command in ({"execute": "qmp_capabilities"}, *commands):
-            s.sendall(json.dumps(command).encode() + b"\n")
-            read_until(s.fileno(), b"return")
-
-
 def run_file(vm_id):
     with open(f"/run/vmunit/vms/{vm_id}/run", encoding="utf-8") as f:
         return dict(line.split("=", 1) for line in f.read().splitlines() if "=" in line)

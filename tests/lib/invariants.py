@@ -109,6 +109,7 @@ def _check_os(vms):
     yield from (f"cgroup {group} is left over" for group in groups - ours)
     yield from (f"/run/vmunit/vms/{name} is left over" for name in _listing("/run/vmunit/vms") - {vm.id for vm in live})
     yield from (f"/var/lib/vmunit/vms/{name} is left over" for name in _listing("/var/lib/vmunit/vms") - {vm.id for vm in vms})
+    yield from (f"/run/systemd/system.control/{name} is left over" for name in _listing("/run/systemd/system.control"))
     yield from (f"/run/vmunit/{name} is left over" for name in _listing("/run/vmunit") - {"vms", "lock"})
 
 
@@ -161,15 +162,20 @@ def _check_ledger(vms, since):
         elif unit_property(f"vmunit-{escape(vm.name)}.scope", "InvocationID") != last[vm_id]["invocation_id"]:
             yield f"the open interval of {vm} is of another run"
 
-    counts = {}
+    counts, ends, untold = {}, {}, {}
     for e in _rows(f"SELECT vm_id, vm_name, type, details FROM event WHERE id > {since}"):
         transition = json.loads(e["details"] or "{}").get("transition")
         low, high, name = counts.get(e["vm_id"], (0, 0, e["vm_name"]))
-        counts[e["vm_id"]] = (low + (transition == "started"), high + (transition == "start"), name)
+        counts[e["vm_id"]] = (low + (transition == "started"), high + (transition in ("start", "reboot")), name)
+        ends[e["vm_id"]] = ends.get(e["vm_id"], 0) + (e["type"] == "vmm-exited")
+        untold[e["vm_id"]] = untold.get(e["vm_id"], 0) + (transition == "host-reboot" or e["type"] == "removing")
     for vm_id, (low, high, name) in counts.items():
         n = sum(u["vm_id"] == vm_id for u in usage)
         if not low <= n <= high:
             yield f"{name} has {n} intervals of usage, of {low} runs in {high} starts"
+        runs = low - (vm_id in live)
+        if not runs - untold[vm_id] <= ends[vm_id] <= runs:
+            yield f"the history has {ends[vm_id]} ends of {runs} runs of {name}"
 
 
 class Known:

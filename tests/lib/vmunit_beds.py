@@ -8,7 +8,7 @@ import sqlite3
 from vmunit_test import *
 
 __all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time
-    stopped_process database usage_of types_of wait_idle times_on words FOR_EVER PATIENCE
+    stopped_process database usage_of types_of qmp wait_idle times_on words FOR_EVER PATIENCE
     TITLE KEY IN_PLACE RESETS COMM ENDS QUIT definitions vmm_request cpus_and_memory""".split()
 
 # What differs between the back ends: what messages call them; the name of the process; whether a reboot is done in the same
@@ -172,6 +172,16 @@ def vmm_count():
             count += program_name(cmdline).startswith(("qemu-system", "firecracker", "cloud-hypervisor")) and \
                 b"\0--version\0" not in cmdline and alive(int(pid))
     return count
+
+
+def qmp(vm_id, *commands):
+    """Commands to a QEMU in the daemon's place."""
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(f"/run/vmunit/vms/{vm_id}/qmp")
+        read_until(s.fileno(), b"}\r\n")
+        for command in ({"execute": "qmp_capabilities"}, *commands):
+            s.sendall(json.dumps(command).encode() + b"\n")
+            read_until(s.fileno(), b"return")
 
 
 def parent_of(vm):
