@@ -32,7 +32,7 @@ struct Start {
         bool kvm;
         LaunchCall *probe;
         bool version_asked;
-        FileHead kernel;                /* if the back end is particular about it; size 0: not known */
+        FileHead kernel;                /* if the back end is particular about it; no data: not known */
         uint8_t kernel_head[LAUNCH_HEAD_MAX];
         OpenContext *opens;             /* one an fd of the plan */
         size_t n_fds, n_pending;

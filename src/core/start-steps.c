@@ -190,7 +190,7 @@ static int open_finished(Start *s) {
         if (vm->definition->accel == ACCEL_KVM && !vm->manager->kvm)
                 return start_error(s, -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
                                    "accel: /dev/kvm can't be opened here; \"tcg\" runs without it, slowly");
-        r = manager_check_backend(vm->manager, vm->ops, vm->definition, s->kernel.size > 0 ? &s->kernel : NULL, &s->error);
+        r = manager_check_backend(vm->manager, vm->ops, vm->definition, s->kernel.data ? &s->kernel : NULL, &s->error);
         if (r < 0)
                 return r;
         s->kvm = wants_kvm(s);

@@ -200,7 +200,7 @@ static void start_anew(Start *s) {
         s->cleared = true;
         s->step = 0;
         s->vmm_forked = s->invocation_known = s->executed = s->connected = s->booted = s->version_asked = false;
-        s->kernel.size = 0;
+        s->kernel = (FileHead) {};
         sd_bus_error_free(&s->error);
         s->n_fds = 0;
         free(TAKE_PTR(s->opens));

@@ -28,7 +28,7 @@ struct Stop {
         bool kill;              /* asked for by Kill */
         bool forced;
         bool pressed;           /* the button */
-        bool asked;             /* and the VMM has said that it was */
+        bool asked;             /* and the VMM did not refuse to */
         uint64_t until_usec;    /* CLOCK_MONOTONIC: the button's time-out, USEC_INFINITY: none */
         sd_event_source *timer;
 };
@@ -102,14 +102,12 @@ static void on_quit(void *userdata, int error, const char *message) {
 static void on_button(void *userdata, int error, const char *message) {
         VM *vm = userdata;
 
-        if (error == 0) {
+        if (error == 0)
                 (void) FAULT_POINT("stop.pressed", FAULT_VMM, vm_leader_pid(vm));
-                if (vm->stop)
-                        vm->stop->asked = true;
-        }
         if (error == 0 || error == -EPIPE || error == -ECANCELED || !vm->stop || vm->stop->phase != PHASE_BUTTON)
                 return;
         vm_log(vm, LOG_WARNING, "the power button can't be pressed: %s", message ?: strerror(-error));
+        vm->stop->asked = false;
         vm->stop->forced = true;
         stop_phase(vm->stop, PHASE_QUIT);
 }
@@ -120,7 +118,7 @@ static void press_button(VM *vm) {
 
         if (vm->stop->pressed)
                 return;
-        vm->stop->pressed = true;
+        vm->stop->pressed = vm->stop->asked = true;
         r = FAULT_POINT("stop.button", FAULT_FAILS | FAULT_HANGS | FAULT_VMM, vm_leader_pid(vm));
         if (r == 0)
                 r = vm->ops->power_button(vm->vmm, on_button, vm);

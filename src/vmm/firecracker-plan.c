@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <elf.h>
 #include <inttypes.h>
 
 #include "basic/json-util.h"
@@ -48,8 +49,12 @@ int firecracker_check(const Definition *d, const char *version, sd_bus_error *er
 int firecracker_check_kernel(const Definition *d, const char *version, const FileHead *kernel, sd_bus_error *error) {
         const char *head = kernel->data;
 
-        if (kernel->size < BZIMAGE_MAGIC_OFFSET + 4 || memcmp(head + BZIMAGE_MAGIC_OFFSET, "HdrS", 4) != 0)
+        if (kernel->size == 0) /* not written yet */
                 return 0;
+        if (kernel->size > EI_CLASS && memcmp(head, ELFMAG, SELFMAG) == 0 && head[EI_CLASS] == ELFCLASS64)
+                return 0;
+        if (kernel->size < BZIMAGE_MAGIC_OFFSET + 4 || memcmp(head + BZIMAGE_MAGIC_OFFSET, "HdrS", 4) != 0)
+                return vmm_refuse(error, "boot.kernel: %s is no kernel that firecracker boots, which is a 64-bit ELF file (vmlinux)", d->kernel);
         if (!isempty(version) && strverscmp(version, BZIMAGE_VERSION) >= 0)
                 return 0;
         return vmm_refuse(error, "boot.kernel: %s is a compressed kernel (bzImage), and firecracker boots an uncompressed one (vmlinux); "

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=200 firecracker sanitized
+# suite: timeout=300 firecracker sanitized
 """Which VMMs there are, which one a VM gets, and what each of them refuses at create."""
 
 import os
@@ -298,6 +298,11 @@ def _():
             manager.create("no", fc(boot={"kernel": d + "/vmlinuz"}))
         with expect_error("NotSupported", begins="boot.kernel: "):
             manager.create("no", fc(boot={"kernel": d + "/vmlinuz"}), start=True)
+        for n, head in enumerate((b"\x1f\x8b\x08" + bytes(600), b"#!/bin/sh\n")):
+            with open(f"{d}/{n}", "wb") as f:
+                f.write(head)
+            with expect_error("NotSupported", "ELF", begins="boot.kernel: "):
+                manager.create("no", fc(boot={"kernel": f"{d}/{n}"}))
         assert not manager.list()
         with configured(Backends="firecracker qemu"):
             assert chosen(boot={"kernel": d + "/vmlinuz"}) == "qemu"

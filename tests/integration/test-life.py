@@ -258,6 +258,7 @@ def _():
             began = time.monotonic()
             calls = [vm.stop_async(timeout_usec=first)]
             vm.wait_state("Stopping")
+            wait_for(lambda vm=vm: "power-button" in types_of(vm))
             calls.append(vm.stop_async(timeout_usec=second))
             assert gather(calls) == [None, None]
             took = time.monotonic() - began

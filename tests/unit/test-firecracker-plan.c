@@ -67,9 +67,6 @@ static void test_kernels(void) {
                 { "HdrS", 0x206, "1.16.3", false, "… for the last version that can't" },
                 { "HdrS", 0x206, "1.17.0", true,  "… for the first one that can" },
                 { "HdrS", 0x206, "2.0",    true,  "… for a later one" },
-                { "HdrS", 0x205, "1.12.1", true,  "a file that ends in its magic" },
-                { "hdrs", 0x206, "1.12.1", true,  "something else" },
-                { "HdrS", 0,     "1.12.1", true,  "an empty file" },
         };
         Definition d = { .kernel = (char *) "/boot/vmlinuz", .cpus = 1, .memory = 8 << 20 };
 
@@ -84,6 +81,37 @@ static void test_kernels(void) {
                         is_int(r, 0, "%s is fine", table[i].what);
                 else
                         golden_refused(r, &error, "boot.kernel: /boot/vmlinuz is a compressed kernel (bzImage)");
+        }
+}
+
+static void test_no_kernels(void) {
+        static const struct {
+                const char *head;
+                size_t size;
+                bool good;
+                const char *what;
+        } table[] = {
+                { "\177ELF\2\1\1", 520, true,  "ELF, 64 bits" },
+                { "\177ELF\2\1\1", 64,  true,  "a short one" },
+                { "\177ELF\1\1\1", 520, false, "ELF, 32 bits" },
+                { "\177ELF",        4,   false, "no more than its magic" },
+                { "\037\213\010",  520, false, "something compressed" },
+                { "",               0,   true,  "an empty file, for it may be written later," },
+        };
+        Definition d = { .kernel = (char *) "/k", .cpus = 1, .memory = 8 << 20 };
+
+        for (size_t i = 0; i < 2 * ELEMENTSOF(table); i++) {
+                _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+                const char *version = i % 2 ? "1.12.1" : "1.17.0";
+                char head[520] = {};
+                int r;
+
+                memcpy(head, table[i / 2].head, strlen(table[i / 2].head));
+                r = firecracker_check_kernel(&d, version, &(FileHead) { head, table[i / 2].size }, &error);
+                if (table[i / 2].good)
+                        is_int(r, 0, "%s is fine", table[i / 2].what);
+                else
+                        golden_refused(r, &error, "boot.kernel: /k is no kernel");
         }
 }
 
@@ -117,6 +145,7 @@ int main(void) {
         golden_run(TEST_DIR "/golden/firecracker", firecracker_check, plan_for);
         test_refusals();
         test_kernels();
+        test_no_kernels();
         test_locks();
         test_exit_cause();
         return done_testing();
