@@ -174,8 +174,8 @@ def _check_ledger(vms, since):
         if not low <= n <= high:
             yield f"{name} has {n} intervals of usage, of {low} runs in {high} starts"
         runs = low - (vm_id in live)
-        if not runs - untold[vm_id] <= ends[vm_id] <= runs:
-            yield f"the history has {ends[vm_id]} ends of {runs} runs of {name}"
+        if not runs - untold[vm_id] <= ends[vm_id] <= n - (vm_id in live):
+            yield f"the history has {ends[vm_id]} ends of {runs} runs in {n} intervals of {name}"
 
 
 class Known:
