@@ -29,6 +29,7 @@ static const struct {
         [VERB_LOG] = { "log", 1, 1, "one NAME" },
         [VERB_VSOCK] = { "vsock", 2, 2, "NAME and PORT" },
         [VERB_EVENTS] = { "events", 0, 1, "at most one NAME" },
+        [VERB_BACKENDS] = { "backends", 0, 0, "no name" },
         [VERB_BLAME] = { "blame", 1, 1, "one NAME" },
         [VERB_HELP] = { "help", 0, SIZE_MAX, "nothing" },
 };
@@ -44,8 +45,8 @@ static const struct {
 } options[] = {
         { "help", no_argument, OPTION_HELP, ANY },
         { "version", no_argument, OPTION_VERSION, ANY },
-        { "json", no_argument, OPTION_JSON, V(LIST) | V(SHOW) | V(STATUS) | V(EVENTS) | V(BLAME) },
-        { "no-legend", no_argument, OPTION_NO_LEGEND, V(LIST) | V(EVENTS) },
+        { "json", no_argument, OPTION_JSON, V(LIST) | V(SHOW) | V(STATUS) | V(EVENTS) | V(BACKENDS) | V(BLAME) },
+        { "no-legend", no_argument, OPTION_NO_LEGEND, V(LIST) | V(EVENTS) | V(BACKENDS) },
         { "property", required_argument, OPTION_PROPERTY, V(SHOW) },
         { "value", no_argument, OPTION_VALUE, V(SHOW) },
         { "definition", no_argument, OPTION_DEFINITION, V(SHOW) },

@@ -21,6 +21,7 @@ typedef enum Verb {
         VERB_LOG,
         VERB_VSOCK,
         VERB_EVENTS,
+        VERB_BACKENDS,
         VERB_BLAME,
         VERB_HELP,
         _VERB_MAX,

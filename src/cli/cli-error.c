@@ -35,7 +35,7 @@ static const struct {
         { E "Removing", VERB_CREATE, "its name is free again when its removal has ended; see `vmunit status %n`" },
         { E "Removing", ANY, "it is being removed; `vmunit status %n` shows how far that is" },
         { E "BackendUnavailable", ANY,
-          "`busctl get-property org.vmunit1 /org/vmunit1 org.vmunit1.Manager Backends` says why" },
+          "`vmunit backends` shows what is there" },
         { E "BackendFailed", ANY, "see `vmunit log --vmm %n` and `journalctl VMUNIT_VM=%n`" },
         { E "Timeout", VERB_REBOOT, "the guest did not shut down; `vmunit reset %n` restarts it the hard way" },
         { E "Timeout", VERB_STOP, "`vmunit kill %n` ends it at once" },

@@ -33,6 +33,7 @@ static void help_verbs(void) {
               "  log NAME               What the console said\n"
               "  vsock NAME PORT        Standard input and output to and from a vsock port in the guest\n"
               "  events [NAME]          What happened\n"
+              "  backends               VMMs that are there, their versions, why one can't be used\n"
               "  blame NAME             Where its last start spent the time\n",
               stdout);
 }
@@ -41,8 +42,8 @@ static void help_options(void) {
         fputs("\nOptions (anywhere on the line):\n"
               "  -h --help              This text\n"
               "     --version           The version\n"
-              "     --json              list, show, status, events, blame: print JSON\n"
-              "     --no-legend         list, events: no heading\n"
+              "     --json              list, show, status, events, backends, blame: print JSON\n"
+              "     --no-legend         list, events, backends: no heading\n"
               "  -p --property=NAME     show: only this property (may be repeated)\n"
               "     --value             show: values without names\n"
               "     --definition        show: the definition as JSON\n"
@@ -83,6 +84,7 @@ static void help_notes(void) {
               "  status                 The same, and Stats (object; null if it does not run), JobProperties (object\n"
               "                         or null) and Events (array as of events: the last ones)\n"
               "  events                 Array of objects: Id, TimeUSec, VMId, VMName, Type, Message, Details\n"
+              "  backends               Array of objects: Name, Path, Usable, Version, Reason, Features\n"
               "  blame                  Object: Name, Id, Job, StartedUSec, SumUSec, and Stages (array of objects: Stage,\n"
               "                         DurationUSec), the longest first\n"
               "\nExit status: 0 done, 1 failed (of several: any), 2 wrong usage.\n",
@@ -115,6 +117,8 @@ static int run(const Args *a) {
                 return verb_status(a);
         case VERB_EVENTS:
                 return verb_events(a);
+        case VERB_BACKENDS:
+                return verb_backends(a);
         case VERB_BLAME:
                 return verb_blame(a);
         case VERB_STOP_ALL:

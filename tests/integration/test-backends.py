@@ -3,8 +3,10 @@
 # suite: timeout=300 firecracker sanitized
 """Which VMMs there are, which one a VM gets, and what each of them refuses at create."""
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -65,6 +67,21 @@ def _():
     assert info()["Usable"] == os.path.exists("/dev/kvm") and info()["Features"] == ["disks", "vsock"], info()
     assert ("vsock" in info("qemu")["Features"]) == os.path.exists("/dev/vhost-vsock"), info("qemu")
     assert all(c in "0123456789." for c in info("qemu")["Version"]), info("qemu")
+
+
+@test("vmunit backends shows them")
+def _():
+    def vmunit(*words_):
+        return subprocess.run(["vmunit", "backends", *words_], check=True, capture_output=True, text=True).stdout
+    wait_idle()
+    objects = json.loads(vmunit("--json"))
+    assert [(o["Name"], o["Version"], o["Features"]) for o in objects] == \
+           [(name, i["Version"], i["Features"]) for name, i in manager.Backends], objects
+    lines = vmunit().splitlines()
+    assert lines[0].split() == ["BACKEND", "USABLE", "VERSION", "PROGRAM", "REASON"], lines
+    assert [line.split() for line in vmunit("--no-legend").splitlines()] == [line.split() for line in lines[1:]]
+    assert any(line.split() == ["firecracker", "yes", "1.12.1", PROGRAM, "-"] for line in lines), lines
+    assert any(line.split(maxsplit=4) == ["cloud-hypervisor", "no", "-", "-", "its program was not found"] for line in lines), lines
 
 
 @test("a program that is removed, comes back or is another one is noticed without a restart, and told")

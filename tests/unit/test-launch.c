@@ -200,7 +200,7 @@ static pid_t hung_pid(void) {
 static void test_cancel(void) {
         Got g = {}, other = {};
 
-        must(launch_probe(loop, PROGRAM_CLOUD_HYPERVISOR, true, 30 * USEC_PER_MSEC, on_probe, &g, &g.call) == 0);
+        must(launch_probe(loop, PROGRAM_CLOUD_HYPERVISOR, true, PATIENCE, on_probe, &g, &g.call) == 0);
         is_int(g.done, 0, "no callback from within the call");
         other.free_inside = true;
         must(launch_open(loop, bed_path("file"), 0, 0, PATIENCE, on_open, &other, &other.call) == 0);
