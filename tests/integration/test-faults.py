@@ -1,10 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: fault timeout=600
+# suite: fault timeout=600 backends=qemu,firecracker,cloud-hypervisor
 """The matrix of faults: at each point that the binary names, whatever applies there: the daemon dies, the VMM dies, the step fails with
 EIO or ENOSPC, it hangs. Afterwards all is quiet, the invariants hold, and the VM can be used.
 
-With VMUNIT_ALL all cases run; else a fixed part, and one that changes from day to day.
+With VMUNIT_ALL all cases run; else a fixed part, and one that changes from day to day and from VMM to VMM.
 """
 
 import datetime
@@ -18,7 +18,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 import vmunit_test as vt
 from invariants import DATABASE, Known
-from vmunit_beds import qmp
+from vmunit_beds import ENDS, IN_PLACE, KEY, RESETS, qmp
 from vmunit_test import *
 
 FAULT_FILE = "/run/vmunit/fault"
@@ -26,18 +26,23 @@ LAST_BOOT = "/var/lib/vmunit/last-boot"
 DISK = "/var/lib/fault-disk.raw"
 LAUNCHES = "/run/vmm-launches"
 HOSTILE = "/opt/vmunit-test/qemu-system-hostile"
-PARTS = 10                                      # of the cases that are not fixed, one runs a day
+PROGRAM = "/usr/bin/qemu-system-x86_64" if BACKEND == "qemu" else "/usr/local/bin/" + BACKEND
+PARTS = 10 if BACKEND == "qemu" else 20         # of the cases that are not fixed, one runs a day
 
-# Transitions that nothing leads to here: other back ends, real limits of memory, virtiofsd
-UNREACHED = {f"commit.{t}.{when}" for t in ("guest-reboot", "vmm-exited", "oom-kill", "virtiofsd-crashed") for when in ("before", "after")}
+# Transitions that nothing leads to here: real limits of memory, virtiofsd, what other VMMs and their guests do. And calls that are
+# over when there is another process have no answer.
+OTHERS = {"qemu": ("guest-reboot", "vmm-exited"), "cloud-hypervisor": ("guest-shutdown", "guest-reboot", "io-error", "vmm-failed"),
+          "firecracker": ("guest-shutdown", "guest-panicked", "vmm-exited", "io-error", "vmm-failed")}[BACKEND]
+UNREACHED = {f"commit.{t}.{when}" for t in ("oom-kill", "virtiofsd-crashed", *OTHERS) for when in ("before", "after")}
+UNREACHED |= {f"call.{method}.after" for method, there in (("Reset", RESETS), ("Reboot", IN_PLACE)) if not there}
 # Each way out of a hang, in turn
 WAYS = ("deadline", "stop", "kill", "cancel", "remove")
 
-# What QEMU's place is taken by: it counts the launches, and is the hostile one for some VMs
+# What the VMM's place is taken by: it counts the launches, and is the hostile QEMU for some VMs
 VMM = f"""#!/bin/sh
 [ "$1" = --version ] || echo "$$" >>{LAUNCHES}
 case "$*" in *guest=h-*) exec {HOSTILE} "$@" ;; esac
-exec /usr/bin/qemu-system-x86_64 "$@"
+exec {PROGRAM} "$@"
 """
 
 os.makedirs(os.path.dirname(HOSTILE))
@@ -47,7 +52,7 @@ with open("/opt/vmunit-test/vmm", "w") as f:
 os.chmod("/opt/vmunit-test/vmm", 0o755)
 os.makedirs("/etc/vmunit", exist_ok=True)
 with open("/etc/vmunit/vmunit.conf", "w") as f:
-    f.write("[VMUnit]\nQEMU=/opt/vmunit-test/vmm\nStartTimeoutSec=4s\nRestartSec=50ms\nRestartMaxDelaySec=100ms\nRestartResetSec=1h\n")
+    f.write(f"[VMUnit]\n{KEY}=/opt/vmunit-test/vmm\nStartTimeoutSec=4s\nRestartSec=50ms\nRestartMaxDelaySec=100ms\nRestartResetSec=1h\n")
 os.makedirs("/run/systemd/system/vmunitd.service.d", exist_ok=True)
 with open("/run/systemd/system/vmunitd.service.d/fault.conf", "w") as f:
     f.write("[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=10ms\n")
@@ -329,9 +334,10 @@ def op_call(c):
     else:
         c.up()
     pid = c.vm.pid
+    relaunches = method == "Reset" and not RESETS or method == "Reboot" and not IN_PLACE
     c.fire(lambda: getattr(c.vm, method.lower() + "_async")())
-    if c.action == "kill-vmm":
-        return c.expect(("Error", "vmm-crashed"))
+    if c.action == "kill-vmm":                  # for a Reset that is what it does itself
+        return c.expect("Running" if relaunches and method == "Reset" else ("Error", "vmm-crashed"))
     if c.action == "hang":
         way = ("stop", "kill")[sum(c.name.encode()) % 2]
         getattr(c.vm, way)()
@@ -343,7 +349,7 @@ def op_call(c):
     if method == "Reboot" and c.action == "kill-daemon" and not c.point.endswith("before"): # in the same VMM, or a new one
         assert c.vm.State == "Running" and (c.vm.pid != pid or c.vm.console_log().count(b"TINY-UP") == 2)
         return None
-    assert c.vm.pid == pid
+    assert c.vm.pid == pid or relaunches and c.action == "kill-daemon"
     return None
 
 
@@ -390,15 +396,20 @@ def op_update_limits(c):
 
 
 def op_event(c):
-    """What the guest does is noted."""
+    """What the guest does is noted, or what is done to it."""
     c.up()
-    c.arm()
-    with c.vm.open_console() as console:
-        console.sendall(b"r")
-        c.wait_fired()
-    c.expect("Running")
+    if RESETS:
+        c.arm()
+        with c.vm.open_console() as console:
+            console.sendall(b"r")
+            c.wait_fired()
+        c.expect("Running")
+    else:
+        c.fire(c.vm.stop_async)
+        c.expect("Stopped", error=False)
     if c.action != "kill-daemon":
-        wait_for(lambda: "guest-reset" in [e[4] for e in manager.events(vm=c.vm.Id, limit=1000)], 10, "the event, later")
+        event = "guest-reset" if RESETS else "power-button"
+        wait_for(lambda: event in [e[4] for e in manager.events(vm=c.vm.Id, limit=1000)], 10, "the event, later")
 
 
 def op_remove(c):
@@ -426,9 +437,9 @@ def op_remove(c):
 
 
 def op_guest(c):
-    """The guest powers off, or panics."""
+    """The guest ends by itself, or panics."""
     c.up()
-    key, states = (b"p", ("Error", "guest-panicked")) if "panicked" in c.point else (b"q", ("Stopped", "guest-shutdown"))
+    key, states = (b"p", ("Error", "guest-panicked")) if "panicked" in c.point else (ENDS[0], ("Stopped", ENDS[1]))
     c.arm()
     c.vm.open_console().sendall(key)
     c.wait_fired()
@@ -457,9 +468,16 @@ def op_vmm(c):
 
 
 def op_relaunch(c):
-    """A Reboot whose VMM has ended with its guest while no daemon was there."""
+    """A Reboot, or a Reset, that needs another process: with QEMU if that has ended while no daemon was there."""
     c.up()
     pid, identity = c.vm.pid, c.vm.Id
+    if not IN_PLACE:
+        reset = not RESETS and sum(c.name.encode()) % 2
+        c.fire(c.vm.reset_async if reset else c.vm.reboot_async)
+        c.expect("Running")
+        # a Reset that was not stored before the daemon died has not begun
+        assert c.vm.pid != pid or reset and c.point == "commit.relaunch.before" and c.action == "kill-daemon"
+        return
     os.kill(pid, signal.SIGSTOP)                # its button can't be pressed
     c.vm.reboot_async()
     run = f"/run/vmunit/vms/{identity}/run"
@@ -592,7 +610,8 @@ OPERATIONS = [
     ("call.*", op_call), ("commit.paused.*", op_call), ("commit.resumed.*", op_call),
     ("update.*", op_update), ("event.write", op_event),
     ("remove.*", op_remove), ("commit.remove.*", op_remove), ("commit.remove-blocked.*", op_remove),
-    ("commit.guest-*", op_guest), ("commit.vmm-crashed.*", op_crash), ("commit.io-error.*", op_vmm), ("commit.vmm-failed.*", op_vmm),
+    ("commit.guest-*", op_guest), ("commit.vmm-exited.*", op_guest), ("commit.vmm-crashed.*", op_crash),
+    ("commit.io-error.*", op_vmm), ("commit.vmm-failed.*", op_vmm),
     ("commit.relaunch.*", op_relaunch), ("commit.reboot.*", op_relaunch),
     ("restart.*", op_restart),
     ("commit.start-failed.*", op_start_failed), ("commit.restart-failed.*", op_start_failed),
@@ -601,7 +620,8 @@ OPERATIONS = [
 ]
 # Points that a second way leads to
 MORE = [("update.write", op_update_limits), ("commit.start.after", op_start_from_error), ("start.scope.waiting", op_start_from_error),
-        ("start.exec.waiting", op_start_from_error), ("job.number", op_refused), ("job.number", op_start_next), ("commit.start.before", op_start_next), ("commit.start-failed.*", op_start_twice), ("exit.*", op_crash), ("run.gone", op_crash)]
+        ("start.exec.waiting", op_start_from_error), ("job.number", op_refused), ("job.number", op_start_next),
+        ("commit.start.before", op_start_next), ("commit.start-failed.*", op_start_twice), ("exit.*", op_crash), ("run.gone", op_crash)]
 # What always runs, beside the day's part
 FIXED = ("start.scope.waiting kill-daemon", "start.fork.after kill-vmm", "start.usage ENOSPC", "start.go kill-daemon",
          "start.exec.after kill-daemon", "start.launch.after EIO", "start.connect.before hang", "start.clear.after hang",
@@ -662,7 +682,7 @@ cases = [(point, action, function) for point, actions in all_points if point not
 if not os.environ.get("VMUNIT_ALL") and not sys.argv[1:]:
     seed = os.environ.get("VMUNIT_SEED") or datetime.date.today().isoformat()
     rest = [case for case in cases if f"{case[0]} {case[1]}" not in FIXED]
-    random.Random(seed).shuffle(rest)
+    random.Random(f"{seed} {BACKEND}").shuffle(rest)
     chosen = rest[:len(rest) // PARTS]
     print(f"# seed {seed} (VMUNIT_SEED): {len(chosen)} of {len(rest)} cases beside {len(FIXED)} fixed ones")
     cases = [case for case in cases if f"{case[0]} {case[1]}" in FIXED or case in chosen]

@@ -58,7 +58,7 @@ def press(vm):
 @test("its id is the VM's; it says its version as Backends does")
 def _():
     with running() as vm:
-        says = vmm_request(vm, "/")
+        says = api_request(vm.Id, "GET", "/")
         assert (says["id"], says["state"]) == (vm.Id, "Running"), says
         assert says["vmm_version"] == dict(manager.Backends)["firecracker"]["Version"], says
 

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=300 sanitized=all backends=qemu,firecracker,cloud-hypervisor
+# suite: timeout=300 sanitized=qemu,firecracker,cloud-hypervisor-model backends=qemu,firecracker,cloud-hypervisor
 """A VM's life: its states, each call in each state, guests that end by themselves, updates, removals, consoles."""
 
 import os

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=300 sanitized
+# suite: timeout=300 sanitized backends=qemu,firecracker,cloud-hypervisor
 """Does it live? One answer, whatever was done to processes, scopes and pids, before and after a restart of the daemon."""
 
 import os
@@ -228,7 +228,7 @@ def _():
         db.execute("UPDATE vm SET backend = NULL")
     start_daemon()
     vm.wait_state("Running")
-    assert vm.pid == pid and vm.Backend == "qemu"
+    assert vm.pid == pid and vm.Backend == BACKEND
     assert [u[4] for u in manager.usage() if u[0] == vm.Id] == [0]
     vm.start()
     assert vm.pid == pid

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=300 sanitized
+# suite: timeout=300 sanitized backends=qemu,firecracker,cloud-hypervisor
 """Restart policies: back-off, budget, who wins against them, what survives the daemon."""
 
 import os
@@ -9,6 +9,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
+from vmunit_beds import *
 
 
 
@@ -69,15 +70,15 @@ def _():
     vm.wait_gone()
 
 
-@test("a guest's power-off is no failure, but always restarts it")
+@test("a guest that ends by itself is no failure, but always restarts it")
 def _():
     once, always = create("once", "on-failure"), create("always", "always")
     pid = always.pid
     for vm in (once, always):
         vm.wait_log(b"TINY-UP", 10)
-        vm.open_console().sendall(b"q")
+        vm.open_console().sendall(ENDS[0])
     once.wait_state("Stopped")
-    assert (once.StateReason, once.RestartAtUSec) == ("guest-shutdown", 0)
+    assert (once.StateReason, once.RestartAtUSec) == (ENDS[1], 0)
     wait_again(always, pid)
     for vm in (once, always):
         vm.remove(force=True)
@@ -207,7 +208,7 @@ def _():
 def _():
     vm = create("off", "always")
     vm.wait_log(b"TINY-UP", 10)
-    vm.open_console().sendall(b"q")
+    vm.open_console().sendall(ENDS[0])
     vm.wait_state("Stopped")
     assert vm.RestartAtUSec > 0
     vm.stop()

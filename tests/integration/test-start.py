@@ -153,6 +153,26 @@ def _():
                     assert all(end for _, end in usage_of(vm)) and not os.path.exists("/run/vmunit/vms/" + vm.Id)
 
 
+@test("a VMM that dies, talks nonsense or hangs: who starts it hears of it in time, nothing is left, others go on", timeout=120)
+def _():
+    with vm_of() as other, vm_of() as vm:
+        other.start()
+        pid = other.LeaderPID
+        with fake_vmm("exit", StartTimeoutSec="2s") as fake:
+            for what in ("exit out of quinces", "signal out of quinces", "garbage", "endless", "closes", "no-cont", "never-runs"):
+                fake(what)
+                with expect_error("Timeout" if what in ("no-cont", "never-runs") else "BackendFailed",
+                                  "out of quinces" if "quinces" in what else None):
+                    vm.start()
+                assert words(vm) == FAILED and not os.path.exists("/run/vmunit/vms/" + vm.Id), (what, words(vm))
+                assert "quinces" not in what or "out of quinces" in vm.last_output(), (what, vm.last_output())
+                assert words(other) == ("Running", "") and other.LeaderPID == pid and vmm_count() == 1, what
+            fake("real")
+            vm.start()
+            assert words(vm) == ("Running", "")
+            other.pause()
+
+
 @test("a start that takes its time runs when it may, and who asked meanwhile got Busy", timeout=60)
 def _():
     with fake_vmm("gate") as fake, vm_of() as vm:

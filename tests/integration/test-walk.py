@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=300
+# suite: timeout=300 backends=qemu,firecracker,cloud-hypervisor
 """A short random walk; tests/soak goes a long one. VMUNIT_SEED repeats one."""
 
 import os

@@ -42,7 +42,7 @@ def _processes():
         with contextlib.suppress(OSError):
             with open(f"/proc/{pid}/stat") as f:
                 name, _, rest = f.read().partition("(")[2].rpartition(")")
-            if not name.startswith(("qemu-system", "vmunit-exec", "virtiofsd", "passt")) or rest.split()[0] in "ZX":
+            if not name.startswith((*VMM_COMMS, "vmunit-exec", "virtiofsd", "passt")) or rest.split()[0] in "ZX":
                 continue
             with open(f"/proc/{pid}/cgroup") as f:
                 cgroup = next((line.strip()[3:] for line in f if line.startswith("0::")), "")
@@ -83,7 +83,7 @@ def _check_live(vm, processes):
     elif not processes[vm.pid][1].endswith(vm.cgroup):
         yield f"{vm} is in the cgroup {processes[vm.pid][1]}"
     inside = sorted(name for name, cgroup in processes.values() if cgroup.endswith(vm.cgroup))
-    if len([n for n in inside if n.startswith("qemu")]) != 1 or len([n for n in inside if n == "vmunit-exec"]) != 1:
+    if len([n for n in inside if n.startswith(VMM_COMMS)]) != 1 or len([n for n in inside if n == "vmunit-exec"]) != 1:
         yield f"{vm} consists of {inside}"
 
 

@@ -45,9 +45,10 @@ SLICE_CGROUP = "/sys/fs/cgroup/machine.slice/machine-vmunit.slice"
 SANITIZED = bool(os.environ.get("VMUNIT_SANITIZED"))
 SLOWER = int(os.environ.get("VMUNIT_SLOWER", 4 if SANITIZED else 1))   # what deadlines are multiplied by
 BACKEND = os.environ.get("VMUNIT_TEST_BACKEND", "qemu")                # whose turn it is (`# suite: backends=`)
+VMM_COMMS = ("qemu-system", "firecracker", "cloud-hyperviso")           # what their processes are called, in 15 bytes
 BOOT = int(os.environ.get("BOOT", 1))           # of the VM bed: 2 after its first reboot
 
-__all__ = """BUS ROOT MANAGER VM_INTERFACE JOB ERROR SANITIZED SLICE_CGROUP BACKEND BOOT
+__all__ = """BUS ROOT MANAGER VM_INTERFACE JOB ERROR SANITIZED SLICE_CGROUP BACKEND VMM_COMMS BOOT
     test run Skip BusError Timeout Call call call_async gather call_fd call_as get get_all set_property expect_error
     options variant signals wait_for wait_readable wait_exit read_until signalled
     Manager VM Job tiny_definition bios_definition linux_definition merge

@@ -232,7 +232,7 @@ def unit_pids_of_cgroup(name):
     with contextlib.suppress(OSError), open(path) as f:
         for pid in map(int, f):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as comm:
-                if comm.read().startswith("qemu"):
+                if comm.read().startswith(VMM_COMMS):
                     found.append(pid)
     return found
 
