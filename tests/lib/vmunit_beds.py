@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the tests of life cycle, units and crashes share: VMs that go away, deaf guests, VMMs that misbehave."""
 
+import glob
 import itertools
 import socket
 import sqlite3
@@ -141,12 +142,21 @@ def times_on(vm, text):
 
 # Processes
 
+def _threads_run(pid):
+    for stat in glob.glob(f"/proc/{pid}/task/*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(stat, encoding="utf-8") as f:
+            if f.read().rpartition(")")[2].split()[0] not in "TtZX":
+                return True
+    return False
+
+
 @contextlib.contextmanager
 def stopped_process(pid):
     """SIGSTOP for a while; the process may end meanwhile."""
     fd = os.pidfd_open(pid)
     signal.pidfd_send_signal(fd, signal.SIGSTOP)
     try:
+        wait_for(lambda: not _threads_run(pid), what=f"all threads of {pid} to stop", poll=0.002)
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):
