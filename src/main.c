@@ -40,6 +40,7 @@ static int on_name_reply(sd_bus_message *m, void *userdata, sd_bus_error *error)
                 return sd_event_exit(c->event, 1);
         }
         (void) sd_notify(false, "READY=1");
+        manager_connect(c->manager);
         manager_on_boot(c->manager);
         return 0;
 }
@@ -143,6 +144,7 @@ static int run(bool stop_all) {
                 return log_error_errno(r, "Can't take over");
         /* In the place of a daemon that has died: at shutdown the service manager starts none. */
         if (stop_all) {
+                manager_connect(manager);
                 r = manager_stop_all(manager, on_all_stopped, event);
                 if (r < 0)
                         return log_error_errno(r, "Can't stop the virtual machines");

@@ -254,6 +254,13 @@ Manager *manager_free(Manager *m) {
         return NULL;
 }
 
+void manager_connect(Manager *m) {
+        m->connects = true;
+        for (VM *vm = m->vms; vm; vm = vm->next)
+                if (!vm->vmm && !vm->reconnect && vm_is_alive(vm))
+                        vm_try_connect(vm);
+}
+
 int manager_start(Manager *m, void (*ready)(void *userdata), void *userdata) {
         VM *next;
         int r;
@@ -263,6 +270,7 @@ int manager_start(Manager *m, void (*ready)(void *userdata), void *userdata) {
 
         for (VM *vm = m->vms; vm; vm = vm->next)
                 vm->published = true;
+        manager_watch_backends(m); /* the launcher answers meanwhile */
 
         for (VM *vm = m->vms; vm; vm = next) {
                 next = vm->next; /* a removal may end at once */
@@ -270,7 +278,6 @@ int manager_start(Manager *m, void (*ready)(void *userdata), void *userdata) {
                 if (r < 0) /* the next daemon may: a living VM must not be taken for a dead one */
                         return log_error_errno(r, "%s: can't find out what became of it", vm->rec.name);
         }
-        manager_watch_backends(m);
         manager_state_changed(m);
 
         r = store_backup_new(m->event, m->store, BACKUP_DIR, FIRST_BACKUP_USEC, &m->backup);

@@ -59,6 +59,7 @@ struct Manager {
         const Observer *observer;
         void *observer_userdata;
         StoreBackup *backup;
+        bool connects;                  /* manager_connect() was called */
         sd_event_source *save_timer, *status_timer, *boot_timer;
         int lock_fd;                    /* there is one manager of these VMs at a time */
 };
@@ -70,6 +71,10 @@ DEFINE_TRIVIAL_CLEANUP_FUNC(Manager *, manager_free);
 /* After the observer is set: finds what still runs, goes on with what was under way, probes the back ends. ready is told, from the
  * loop, when it is known which of them are usable. */
 int manager_start(Manager *m, void (*ready)(void *userdata), void *userdata);
+
+/* Speaks to the VMMs that were found alive. Not before the daemon is on the bus, for so many of them that wake up at once would hold it up;
+ * who can't wait for that connects by itself. */
+void manager_connect(Manager *m);
 
 /* Once the daemon has told that it is ready: starts what OnBoot= says, if it did not since the host has booted. Where that can't be
  * stored it is tried again. */

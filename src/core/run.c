@@ -152,12 +152,8 @@ int run_set_helper(Run *r, pid_t pid, int pidfd) {
 }
 
 int run_set_vmm(Run *r, pid_t pid, int pidfd) {
-        uint64_t ticks;
-
         r->pid = pid;
         r->pidfd = pidfd;
-        if (pid_start_time(pid, &ticks) >= 0)
-                r->start_usec = ticks * USEC_PER_SEC / (uint64_t) sysconf(_SC_CLK_TCK);
         return watch_pidfd(r, pidfd, on_vmm_end, &r->source);
 }
 
@@ -412,6 +408,10 @@ int run_check_cgroup(const Run *r, pid_t pid) {
         return endswith(cgroup, tail) ? 0 : -EXDEV;
 }
 
+static void set_start(Run *r, uint64_t ticks) {
+        r->start_usec = ticks * USEC_PER_SEC / (uint64_t) sysconf(_SC_CLK_TCK);
+}
+
 int run_write_file(Run *r, const char *boot_id) {
         _cleanup_free_ char *path = run_path(r, "run"), *text = NULL;
         uint64_t start = 0, helper_start = 0;
@@ -423,6 +423,7 @@ int run_write_file(Run *r, const char *boot_id) {
         if (k < 0)
                 return k;
 
+        set_start(r, start);
         text = strjoinf("# This is private data of vmunitd.\n"
                         "BOOT_ID=%s\nSCOPE=%s\nINVOCATION_ID=%s\nBACKEND=%s\n"
                         "PID=%d\nSTART=%" PRIu64 "\nINODE=%" PRIu64 "\n"
@@ -521,6 +522,7 @@ int run_find(Run *r, const char *boot_id) {
         pidfd = open_proven(r, pid, run_file_get_u64(text, "START"), run_file_get_u64(text, "INODE"));
         if (pidfd < 0)
                 return pidfd;
+        set_start(r, run_file_get_u64(text, "START"));
         k = run_set_vmm(r, pid, pidfd);
         if (k < 0)
                 return k;

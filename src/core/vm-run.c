@@ -551,7 +551,8 @@ static int found_alive(VM *vm) {
         }
         if (vm->run->helper_dead)
                 run_kill(vm->run); /* as when its parent dies before our eyes */
-        vm_try_connect(vm);
+        if (vm->manager->connects)
+                vm_try_connect(vm);
 
         switch (vm->rec.state) {
         case VM_STARTING:
