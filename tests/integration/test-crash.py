@@ -194,15 +194,16 @@ def _():
         for verb in ("start", "pause", "resume", "stop", "start"):
             assert gather([getattr(vm, verb + "_async")() for vm in others], 40) == [None] * 20, verb
         assert {words(vm) for vm in others} == {("Running", "")}
-        assert not any(c.done for c in calls), [c.error for c in calls]
-        assert (hangs.State, starts.State) == ("Stopping", "Starting")
         gather([vm.remove_async(force=True) for vm in others], 40)
         for vm in others:
             vm.wait_gone()
-        assert not any(c.done for c in calls)
-        hangs.kill()
-        starts.kill()
-        assert [e.short for e in gather(calls)] == ["Canceled"] * 2
+        for call, vm, state in zip(calls, (hangs, starts), ("Stopping", "Starting")):
+            if call.done:                       # on a busy host its own deadline may have come
+                assert call.finished - call.started > 9, (call.what, call.error)
+                continue
+            assert vm.State == state
+            vm.kill()
+            assert gather([call])[0].short == "Canceled"
 
 
 @test("a start right after a death, again and again", timeout=60)
