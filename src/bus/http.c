@@ -462,6 +462,8 @@ static int on_start(sd_event_source *s, void *userdata) {
         r = request_start(h->queue);
         if (r < 0)
                 complete(&h->queue, r, 0);
+        else
+                multi_turn(h->multi, CURL_SOCKET_TIMEOUT, 0); /* what libcurl has just set its timer for */
         return 0;
 }
 
