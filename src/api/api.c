@@ -4,7 +4,7 @@
 #include "basic/log.h"
 #include "basic/string-util.h"
 
-#define JOBS_DELAY_USEC (10 * USEC_PER_MSEC)
+#define JOBS_DELAY_USEC (100 * USEC_PER_MSEC)
 
 /* A signal that could not be sent costs clients a view, never the VM its operation. */
 static void emitted(const char *what, int r) {

@@ -21,6 +21,8 @@
 /* How long PID 1 has to take scope and slice away */
 #define UNITS_GONE_USEC (5 * USEC_PER_SEC)
 #define UNITS_ASK_USEC (250 * USEC_PER_MSEC)
+/* How long a hint may wait while the VMM lives */
+#define HINT_USEC (250 * USEC_PER_MSEC)
 
 int run_new(sd_event *event, Systemd *systemd, const RunHandler *handler, void *userdata, Run **ret) {
         Run *r = new(Run, 1);
@@ -45,6 +47,7 @@ static void run_unwatch(Run *r) {
         r->timer = sd_event_source_disable_unref(r->timer);
         r->ask_timer = sd_event_source_disable_unref(r->ask_timer);
         r->kill_timer = sd_event_source_disable_unref(r->kill_timer);
+        r->hint_timer = sd_event_source_disable_unref(r->hint_timer);
         r->scope_watch = unit_watch_free(r->scope_watch);
         r->slice_watch = unit_watch_free(r->slice_watch);
         r->query = systemd_call_free(r->query);
@@ -310,8 +313,23 @@ static void run_ask(Run *r) {
                 (void) systemd_get(r->systemd, r->scope, "Unit", "SubState", on_scope_state, r, &r->query);
 }
 
+static int on_hint_timer(sd_event_source *source, uint64_t usec, void *userdata) {
+        Run *r = userdata;
+
+        r->hint_timer = sd_event_source_disable_unref(r->hint_timer);
+        run_ask(r);
+        return 0;
+}
+
+/* While it lives, only that systemd stops its scope is to be known, and not at once: when VMs start, PID 1 has other things to do. */
 static void on_hint(void *userdata) {
-        run_ask(userdata);
+        Run *r = userdata;
+
+        if (r->dead || r->ending)
+                run_ask(r);
+        else if (!r->hint_timer &&
+                 sd_event_add_time_relative(r->event, &r->hint_timer, CLOCK_MONOTONIC, HINT_USEC, 0, on_hint_timer, r) < 0)
+                run_ask(r);
 }
 
 /* Signals are hints, so what they leave out is asked for. */
