@@ -257,7 +257,7 @@ Manager *manager_free(Manager *m) {
 void manager_connect(Manager *m) {
         m->connects = true;
         for (VM *vm = m->vms; vm; vm = vm->next)
-                if (!vm->vmm && !vm->reconnect && vm_is_alive(vm))
+                if (vm->ops && vm->rec.state != VM_REMOVING && !vm->vmm && !vm->reconnect && vm_is_alive(vm))
                         vm_try_connect(vm);
 }
 

@@ -156,7 +156,7 @@ static void on_died(void *userdata) {
         vm_emit_changed(vm, "LeaderPID", NULL);
         /* Else the exit status has to tell what it was. */
         if (is_live_state(vm->rec.state) &&
-            ((vm->ops->tells_end && (vm->vmm || vm->heard_all)) || vm->last_event != _VMM_EVENT_MAX))
+            ((vm->ops && vm->ops->tells_end && (vm->vmm || vm->heard_all)) || vm->last_event != _VMM_EVENT_MAX))
                 vm_died_unasked(vm);
 }
 
@@ -488,6 +488,8 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
 }
 
 int vm_connect(VM *vm) {
+        if (!vm->ops)
+                return -EOPNOTSUPP;
         vm->last_event = _VMM_EVENT_MAX;
         vm->heard_all = false;
         return vm->ops->connect(vm->manager->event, vm->run_dir, on_vmm_event, vm, &vm->vmm);
@@ -543,7 +545,8 @@ static int found_alive(VM *vm) {
         vm_log(vm, LOG_INFO, "found again, PID %d", (int) vm->run->pid);
         if (!vm->ops) { /* the database was older than this run */
                 vm->ops = vmm_ops(backend_from_string(vm->run->backend));
-                (void) free_and_strdup(&vm->rec.backend, vm->run->backend);
+                if (vm->ops)
+                        (void) free_and_strdup(&vm->rec.backend, vm->run->backend);
         }
         if (!vm->ops) {
                 run_kill(vm->run);

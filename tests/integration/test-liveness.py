@@ -238,4 +238,25 @@ def _():
     vm.wait_gone()
 
 
+@test("a VM that runs in a VMM which this daemon does not know is ended, and nothing else is")
+def _():
+    vm, other = (manager.create(name, tiny_definition(), start=True) for name in ("unknown", "known"))
+    pid, path = vm.pid, f"/run/vmunit/vms/{vm.Id}/run"
+    stop_daemon()
+    with contextlib.closing(sqlite3.connect("/var/lib/vmunit/vmunit.db")) as db, db:
+        db.execute("UPDATE vm SET backend = NULL WHERE name = 'unknown'")
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text.replace(f"BACKEND={BACKEND}\n", "BACKEND=bochs\n"))
+    start_daemon()
+    daemon = daemon_pid()
+    vm.wait_state("Error")
+    wait_exit(pid)
+    assert other.State == "Running" and daemon_pid() == daemon
+    for v in (vm, other):
+        v.remove(force=True)
+        v.wait_gone()
+
+
 run()
