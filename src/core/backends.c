@@ -187,15 +187,17 @@ void manager_set_probed(Manager *m, Backend b, int error, const ProbeReply *repl
                 m->observer->backends_changed(m->observer_userdata);
 }
 
+/* A start that goes on may have asked before, and been told first. */
 static void check_ready(Manager *m) {
         void (*ready)(void *userdata) = m->ready;
 
+        if (!ready)
+                return;
         for (Backend b = 0; b < _BACKEND_MAX; b++)
                 if (!m->backends[b].probed)
                         return;
         m->ready = NULL;
-        if (ready)
-                ready(m->ready_userdata);
+        ready(m->ready_userdata);
 }
 
 static int on_retry(sd_event_source *source, uint64_t usec, void *userdata) {
@@ -203,6 +205,7 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata) {
 
         i->retry = sd_event_source_disable_unref(i->retry);
         probe(i->manager, (Backend) (i - i->manager->backends), false);
+        check_ready(i->manager);
         return 0;
 }
 
@@ -230,8 +233,7 @@ static void on_probe(void *userdata, int error, const ProbeReply *reply) {
                 manager_set_probed(m, b, error, reply);
         if (i->error < 0 && !is_about_program(i->error))
                 retry_later(i);
-        if (first)
-                check_ready(m);
+        check_ready(m);
 }
 
 static void probe(Manager *m, Backend b, bool want_version) {

@@ -763,6 +763,26 @@ def _():
         assert words(vm) == ("Stopped", "killed") and vm.RestartAtUSec == 0
 
 
+@test("a reboot goes on in a new VMM whose version is told slowly: the daemon is ready all the same", timeout=60,
+      not_on={"qemu": "nothing depends on its version"})
+def _():
+    # the start heard of the version first, and the daemon, which waited for that, never: the start's scope waits for the daemon
+    with open("/run/slow-vmm", "w", encoding="utf-8") as f:
+        f.write(f'#!/bin/sh\n[ "$1" != --version ] || sleep 0.5\nexec /usr/local/bin/{BACKEND} "$@"\n')
+    os.chmod("/run/slow-vmm", 0o755)
+    with configured(**{KEY: "/run/slow-vmm"}):
+        wait_idle()
+        with vm_of() as vm:
+            vm.start()
+            vm.kill()
+            identity, began = vm.Id, time.monotonic()
+            with database() as db:
+                db.execute("UPDATE vm SET state = 'Stopping', reason = '', restart_at = ?, intent = 1 WHERE id = ?",
+                           (int(time.time() * 1e6), identity))
+            vm.wait_state("Running")
+            assert words(vm) == ("Running", "") and time.monotonic() - began < 10 * PATIENCE
+
+
 @test("what an earlier crash has left in the VM's directory hinders no start", timeout=60)
 def _():
     # incus c8956c30a8: leftover sockets at start; cocoon #202; my_hypervisor (e)
