@@ -524,19 +524,6 @@ def _():
             assert words(vm) == ("Stopped", "stopped")
 
 
-def outside(identity, what):
-    """Presses the VM's button, or ends its VMM in good order, in the daemon's place"""
-    if BACKEND == "cloud-hypervisor":
-        api_request(identity, "PUT", "/api/v1/" + {"press": "vm.power-button", "quit": "vmm.shutdown"}[what])
-    elif BACKEND == "firecracker":
-        assert what == "press", "Firecracker can't be told to quit"
-        api_request(identity, "PUT", "/actions", {"action_type": "SendCtrlAltDel"})
-    elif what == "press":
-        qmp(identity, {"execute": "set-action", "arguments": {"shutdown": "poweroff"}}, {"execute": "system_powerdown"})
-    else:
-        qmp(identity, {"execute": "quit"})
-
-
 def run_file(vm_id):
     with open(f"/run/vmunit/vms/{vm_id}/run", encoding="utf-8") as f:
         return dict(line.split("=", 1) for line in f.read().splitlines() if "=" in line)

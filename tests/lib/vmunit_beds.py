@@ -9,7 +9,7 @@ import sqlite3
 from vmunit_test import *
 
 __all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time
-    stopped_process database usage_of types_of qmp wait_idle times_on words FOR_EVER PATIENCE
+    stopped_process database usage_of types_of qmp outside wait_idle times_on words FOR_EVER PATIENCE
     TITLE KEY IN_PLACE RESETS COMM ENDS QUIT SOCKET definitions api_request cpus_and_memory""".split()
 
 # What differs between the back ends: what messages call them; the name of the process; whether a reboot is done in the same
@@ -204,6 +204,19 @@ def qmp(vm_id, *commands):
         for command in ({"execute": "qmp_capabilities"}, *commands):
             s.sendall(json.dumps(command).encode() + b"\n")
             read_until(s.fileno(), b"return")
+
+
+def outside(identity, what):
+    """Presses the VM's button, or ends its VMM in good order, in the daemon's place"""
+    if BACKEND == "cloud-hypervisor":
+        api_request(identity, "PUT", "/api/v1/" + {"press": "vm.power-button", "quit": "vmm.shutdown"}[what])
+    elif BACKEND == "firecracker":
+        assert what == "press", "Firecracker can't be told to quit"
+        api_request(identity, "PUT", "/actions", {"action_type": "SendCtrlAltDel"})
+    elif what == "press":
+        qmp(identity, {"execute": "set-action", "arguments": {"shutdown": "poweroff"}}, {"execute": "system_powerdown"})
+    else:
+        qmp(identity, {"execute": "quit"})
 
 
 def parent_of(vm):
