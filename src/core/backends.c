@@ -106,7 +106,8 @@ static char *find_reason(const Manager *m, Backend b) {
 
         if (i->error < 0)
                 return strdup(probe_problem(i->error));
-        if (i->version_error < 0)
+        /* A host that boots is busy: what any version of can be used is not given up for that. */
+        if (i->version_error < 0 && (ops->version_min || i->version_error != -ETIME))
                 return strdup(probe_problem(i->version_error));
         if (is_older(i, ops->version_min))
                 return strjoinf("version %s is too old, %s and later can be used", i->version, ops->version_min);

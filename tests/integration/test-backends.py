@@ -169,6 +169,21 @@ def _():
         vm.start()
 
 
+@test("a QEMU that takes too long to say its version, as on a host that boots, runs all the same", timeout=90)
+def _():
+    slow = "/opt/vmunit-test/slow-qemu"
+    os.makedirs(os.path.dirname(slow), exist_ok=True)
+    put(slow, 'case $1 in --version) sleep 60; esac; exec /usr/bin/qemu-system-x86_64 "$@"')
+    with configured(QEMU=slow):
+        asked = lambda: subprocess.run(["pgrep", "-f", "slow-qemu --version"], capture_output=True, check=False).returncode == 0
+        wait_for(asked, 20, "that it is asked", poll=0.01)
+        wait_for(lambda: not asked(), 30, "that it is not waited for any longer", poll=0.05)
+        vm = manager.create("slow", tiny_definition(), start=True)
+        assert vm.State == "Running" and info("qemu")["Usable"] and not info("qemu")["Version"]
+        vm.remove(force=True)
+        vm.wait_gone()
+
+
 @test("a program whose directory does not exist yet is noticed when it comes")
 def _():
     top = "/opt/vmunit-test"
