@@ -199,10 +199,24 @@ def _():
     VM("held").stop()
     configure("OnBoot=resume\n")
     systemctl("restart", "vmunitd.service")
+    systemctl("enable", "--now", "vmunit-guests.service")
     keep(facts_now())
 
 
+def reboot_without_daemon():
+    """vmunit-guests.service has to do it alone, or with the daemon that comes back."""
+    subprocess.run("kill -KILL $(systemctl show -P MainPID vmunitd.service); systemctl --no-block reboot", shell=True, check=True)
+
+
 # Boot 4
+
+@test("vmunit-guests.service has stopped them, those that began last first, though the daemon had just died", boot=4)
+def _():
+    events = [(e[3], e[4], e[6].get("reason")) for e in manager.events(after=kept()["event"], limit=1000)]
+    assert [name for name, kind, _ in events if kind == "stopping"] == ["deaf", "dead", "plain", "auto"], events
+    assert ("deaf", "stopped", "stop-forced") in events, events
+    assert {name for name, kind, reason in events if (kind, reason) == ("stopped", "stopped")} == {"dead", "plain", "auto"}, events
+
 
 @test("with OnBoot=resume those run again that a shutdown of the host has stopped, and no others", boot=4)
 def _():
@@ -220,4 +234,4 @@ def _():
     assert not unit_pids("machine-vmunit.slice")
 
 
-run(reboot=(reboot_in_good_order, reset, reboot_in_good_order))
+run(reboot=(reboot_in_good_order, reset, reboot_without_daemon))
