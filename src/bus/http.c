@@ -548,14 +548,19 @@ int http_new(sd_event *e, const char *path, Http **ret) {
 }
 
 Http *http_free(Http *h) {
-        if (!h || h->freeing)
+        bool again;
+
+        if (!h)
                 return NULL;
 
+        again = h->freeing; /* in one of these callbacks: the others run now */
         h->freeing = true;
         h->start = sd_event_source_disable_unref(h->start);
         h->timer = sd_event_source_disable_unref(h->timer);
         while (h->queue)
                 complete(&h->queue, -ECANCELED, 0);
+        if (again)
+                return NULL;
         multi_unref(h->multi);
         free(h->path);
         free(h);

@@ -18,7 +18,7 @@ typedef struct Http Http;
 
 /* Connects to nothing yet. -ENOPKG: there is no libcurl, which the first of a process loads. */
 int http_new(sd_event *e, const char *path, Http **ret);
-/* Callbacks of what is pending run with -ECANCELED. The connection is closed; the server may do what it was asked all the same. */
+/* Callbacks of what is pending run with -ECANCELED, which may free it once more; none runs afterwards. The connection is closed; the server may do what it was asked all the same. */
 Http *http_free(Http *h);
 DEFINE_TRIVIAL_CLEANUP_FUNC(Http *, http_free);
 

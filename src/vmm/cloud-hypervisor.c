@@ -4,14 +4,13 @@
 #include "basic/string-util.h"
 #include "vmm/cloud-hypervisor-plan.h"
 #include "vmm/http-vmm.h"
+#include "vmm/vmm-object.h"
 
 #define DISKS_MAX 64U
 /* Both wait for all of the VM's devices, also for a vhost-user one that Cloud Hypervisor itself gives a minute. */
 #define BOOT_TIMEOUT_USEC (90 * USEC_PER_SEC)
 /* A state that was asked for is asked for again, this often, when an event may have come between. */
 #define STALE_MAX 4U
-
-typedef struct CloudHypervisor CloudHypervisor;
 
 typedef enum Op { OP_CREATE, OP_BOOT, OP_PAUSE, OP_RESUME, OP_POWER_BUTTON, OP_RESET, OP_QUIT, OP_COUNTERS, OP_INFO } Op;
 
@@ -22,38 +21,23 @@ static const struct {
         VMMState state;
         const char *refused;
 } ops[] = {
-        [OP_CREATE]       = { "PUT", "/api/v1/vm.create", HTTP_VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
+        [OP_CREATE]       = { "PUT", "/api/v1/vm.create", VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
         [OP_BOOT]         = { "PUT", "/api/v1/vm.boot", BOOT_TIMEOUT_USEC, VMM_STATE_RUNNING, NULL },
-        [OP_PAUSE]        = { "PUT", "/api/v1/vm.pause", HTTP_VMM_TIMEOUT_USEC, VMM_STATE_PAUSED,
+        [OP_PAUSE]        = { "PUT", "/api/v1/vm.pause", VMM_TIMEOUT_USEC, VMM_STATE_PAUSED,
                               "InvalidStateTransition(Paused, Paused)" },
-        [OP_RESUME]       = { "PUT", "/api/v1/vm.resume", HTTP_VMM_TIMEOUT_USEC, VMM_STATE_RUNNING,
+        [OP_RESUME]       = { "PUT", "/api/v1/vm.resume", VMM_TIMEOUT_USEC, VMM_STATE_RUNNING,
                               "InvalidStateTransition(Running, Running)" },
-        [OP_POWER_BUTTON] = { "PUT", "/api/v1/vm.power-button", HTTP_VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
+        [OP_POWER_BUTTON] = { "PUT", "/api/v1/vm.power-button", VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
         [OP_RESET]        = { "PUT", "/api/v1/vm.reboot", BOOT_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
-        [OP_QUIT]         = { "PUT", "/api/v1/vmm.shutdown", HTTP_VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
-        [OP_INFO]         = { "GET", "/api/v1/vm.info", HTTP_VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
-        [OP_COUNTERS]     = { "GET", "/api/v1/vm.counters", HTTP_VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
+        [OP_QUIT]         = { "PUT", "/api/v1/vmm.shutdown", VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
+        [OP_INFO]         = { "GET", "/api/v1/vm.info", VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
+        [OP_COUNTERS]     = { "GET", "/api/v1/vm.counters", VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
 };
 
-/* A call under way. Lives until its callback has run. */
-typedef struct Call {
-        struct Call *next;
-        CloudHypervisor *ch;
-        Op op;
-        bool sent;              /* it has an answer still to come */
-        bool acknowledged;      /* it was obeyed; the state that follows is waited for */
-        vmm_reply_cb cb;
-        vmm_counters_cb counters_cb;
-        void *userdata;
-} Call;
-
-struct CloudHypervisor {
+typedef struct CloudHypervisor {
         VMM vmm;
-        unsigned n_ref;
-        bool freed, connected;
         Http *http;             /* NULL: given up */
         VMMStream *events;
-        VMMState state;
 
         bool querying, stale;   /* vm.info under way; its answer may be older than what was heard since */
         unsigned n_stale;
@@ -62,104 +46,44 @@ struct CloudHypervisor {
         bool ended;             /* and of the VMM */
         unsigned n_resets;      /* ours, not yet answered */
         bool reset_heard;       /* "rebooted" of the first of them */
-        Call *calls;
-};
-
-static CloudHypervisor *ch_unref(CloudHypervisor *ch) {
-        if (--ch->n_ref == 0)
-                free(ch);
-        return NULL;
-}
-
-static void ch_unrefp(CloudHypervisor **ch) {
-        ch_unref(*ch);
-}
-
-static CloudHypervisor *ch_ref(CloudHypervisor *ch) {
-        ch->n_ref++;
-        return ch;
-}
-
-static void emit(CloudHypervisor *ch, VMMEvent event, int error) {
-        if (!ch->freed)
-                ch->vmm.handler(ch->vmm.userdata, event, ch->state, error);
-}
+} CloudHypervisor;
 
 static void refresh(CloudHypervisor *ch);
 
 /* Calls */
 
-static Call *call_unlink(Call *call) {
-        for (Call **p = &call->ch->calls; *p; p = &(*p)->next)
-                if (*p == call) {
-                        *p = call->next;
-                        break;
-                }
-        return call;
-}
-
-static void call_complete(Call *call, int error, const char *message) {
-        _cleanup_free_ Call *c = call_unlink(call);
-
-        if (c->counters_cb)
-                c->counters_cb(c->userdata, error, NULL, 0);
-        else if (c->cb)
-                c->cb(c->userdata, error, message);
-}
-
-static Call *call_new(CloudHypervisor *ch, Op op, void *userdata) {
-        Call *call = new(Call, 1);
-
-        if (!call)
-                return NULL;
-        *call = (Call) { .next = ch->calls, .ch = ch, .op = op, .userdata = userdata };
-        ch->calls = call;
-        return call;
-}
-
 static int request(CloudHypervisor *ch, Op op, const char *body, http_cb cb, void *userdata) {
+        int r;
+
         if (!ch->http)
                 return -ENOTCONN;
-        return http_request(ch->http, ops[op].method, ops[op].path, body, ops[op].timeout_usec, cb, userdata);
+        r = http_request(ch->http, ops[op].method, ops[op].path, body, ops[op].timeout_usec, cb, userdata);
+        return r == -ECANCELED ? -ENOTCONN : r; /* it is being given up */
 }
 
-static Call *find_acknowledged(CloudHypervisor *ch) {
-        for (Call *c = ch->calls; c; c = c->next)
+static VMMCall *find_acknowledged(VMM *v) {
+        for (VMMCall *c = v->calls; c; c = c->next)
                 if (c->acknowledged)
                         return c;
         return NULL;
 }
 
-/* Those that wait for a state, which was just asked for, or could not be had. From the start after each, for callbacks change
- * the list. */
-static void settle(CloudHypervisor *ch, int error) {
-        Call *c;
+/* Those that wait for a state, which was just asked for. From the start after each, for callbacks change the list. */
+static void settle(CloudHypervisor *ch) {
+        VMMCall *c;
 
-        while ((c = find_acknowledged(ch))) {
-                if (error < 0)
-                        call_complete(c, error, NULL);
-                else if (ops[c->op].state == ch->state)
-                        call_complete(c, 0, NULL);
+        while ((c = find_acknowledged(&ch->vmm)))
+                if (ops[c->what].state == ch->vmm.state)
+                        vmm_call_complete(c, 0, NULL);
                 else
-                        call_complete(c, -EIO, "Cloud Hypervisor obeyed, but is not in the state asked for");
-        }
+                        vmm_call_complete(c, -EIO, "Cloud Hypervisor obeyed, but is not in the state asked for");
 }
 
 /* The state */
 
 static void set_state(CloudHypervisor *ch, VMMState s) {
-        if (ch->state == s || ch->state == VMM_STATE_FAILED)
-                return;
-        ch->state = s;
-        if (!ch->connected) /* CONNECTED will tell it */
-                return;
-
-        if (s == VMM_STATE_RUNNING)
-                emit(ch, VMM_EVENT_RUNNING, 0);
-        else if (s == VMM_STATE_PAUSED)
-                emit(ch, VMM_EVENT_PAUSED, 0);
-        else if (s == VMM_STATE_FAILED)
-                emit(ch, VMM_EVENT_FAILED, 0);
+        if (ch->vmm.state != VMM_STATE_FAILED)
+                vmm_set_state(&ch->vmm, s);
 }
 
 /* What an event says of the state is newer than what an answer does that is under way. */
@@ -174,10 +98,7 @@ static bool says_not_created(unsigned status, const char *body) {
 
 /* -EBADMSG if that is no answer to vm.info. */
 static int state_from_answer(unsigned status, const char *body, size_t size, VMMState *ret) {
-        static const struct {
-                const char *name;
-                VMMState state;
-        } table[] = {
+        static const VMMStateName table[] = {
                 { "Created",  VMM_STATE_NOT_STARTED },
                 { "Running",  VMM_STATE_RUNNING     },
                 { "Paused",   VMM_STATE_PAUSED      },
@@ -196,10 +117,7 @@ static int state_from_answer(unsigned status, const char *body, size_t size, VMM
         if (!name)
                 return -EBADMSG;
 
-        *ret = VMM_STATE_UNKNOWN;
-        for (size_t i = 0; i < ELEMENTSOF(table); i++)
-                if (streq(name, table[i].name))
-                        *ret = table[i].state;
+        *ret = vmm_state_find(table, ELEMENTSOF(table), name);
         return 0;
 }
 
@@ -209,8 +127,8 @@ static void lost_guest(CloudHypervisor *ch) {
                 set_state(ch, VMM_STATE_FAILED);
                 return;
         }
-        ch->state = VMM_STATE_SHUTDOWN;
-        emit(ch, VMM_EVENT_GUEST_SHUTDOWN, 0);
+        ch->vmm.state = VMM_STATE_SHUTDOWN;
+        vmm_emit(&ch->vmm, VMM_EVENT_GUEST_SHUTDOWN, 0);
         (void) request(ch, OP_QUIT, NULL, NULL, NULL);
 }
 
@@ -221,32 +139,32 @@ static bool is_up(VMMState s) {
 static void disconnected(CloudHypervisor *ch, int error);
 
 static void first_state(CloudHypervisor *ch, VMMState s) {
-        ch->connected = true;
-        ch->state = s;
-        emit(ch, VMM_EVENT_CONNECTED, 0);
-        if (!ch->panicked || ch->freed)
+        ch->vmm.connected = true;
+        ch->vmm.state = s;
+        vmm_emit(&ch->vmm, VMM_EVENT_CONNECTED, 0);
+        if (!ch->panicked || ch->vmm.freed)
                 return;
-        ch->state = VMM_STATE_FAILED;
-        emit(ch, VMM_EVENT_GUEST_PANICKED, 0);
+        ch->vmm.state = VMM_STATE_FAILED;
+        vmm_emit(&ch->vmm, VMM_EVENT_GUEST_PANICKED, 0);
 }
 
 static void on_info(void *userdata, int error, unsigned status, const char *body, size_t size) {
         CloudHypervisor *ch = userdata;
-        _cleanup_(ch_unrefp) _unused_ CloudHypervisor *ref = ch_ref(ch);
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&ch->vmm);
         VMMState s = VMM_STATE_UNKNOWN;
         int r;
 
         vmm_stream_drain(ch->events); /* what it said before it answered */
         ch->querying = false;
-        if (ch->freed || error == -ECANCELED)
+        if (ch->vmm.freed || error == -ECANCELED)
                 return;
 
         r = error < 0 ? http_vmm_error(error, 0) : state_from_answer(status, body, size, &s);
         if (r < 0) {
-                if (!ch->connected)
+                if (!ch->vmm.connected)
                         disconnected(ch, r);
                 else
-                        settle(ch, r);
+                        vmm_calls_fail_acknowledged(&ch->vmm, r);
                 return;
         }
         if (ch->stale && ch->n_stale++ < STALE_MAX) {
@@ -255,13 +173,13 @@ static void on_info(void *userdata, int error, unsigned status, const char *body
         }
         ch->n_stale = 0;
 
-        if (!ch->connected)
+        if (!ch->vmm.connected)
                 first_state(ch, s);
-        else if (is_up(ch->state) && s == VMM_STATE_NOT_STARTED)
+        else if (is_up(ch->vmm.state) && s == VMM_STATE_NOT_STARTED)
                 lost_guest(ch);
         else
                 set_state(ch, s);
-        settle(ch, 0);
+        settle(ch);
 }
 
 /* Asks for the state. One question at a time; if something was heard meanwhile, once more. */
@@ -275,8 +193,8 @@ static void refresh(CloudHypervisor *ch) {
         r = request(ch, OP_INFO, NULL, on_info, ch);
         if (r >= 0)
                 ch->querying = true;
-        else if (ch->connected)
-                settle(ch, r);
+        else if (ch->vmm.connected)
+                vmm_calls_fail_acknowledged(&ch->vmm, r);
         else
                 disconnected(ch, r);
 }
@@ -305,10 +223,10 @@ static void on_resumed(CloudHypervisor *ch, json_object *properties) {
 static void on_rebooted(CloudHypervisor *ch, json_object *properties) {
         bool ours = ch->n_resets > 0 && !ch->reset_heard;
 
+        ch->reset_heard |= ours;
         heard_state(ch, VMM_STATE_RUNNING);
-        ch->reset_heard = true;
         if (!ours)
-                emit(ch, VMM_EVENT_GUEST_RESET, 0);
+                vmm_emit(&ch->vmm, VMM_EVENT_GUEST_RESET, 0);
 }
 
 /* Of one that has a crash kernel Cloud Hypervisor says something else. */
@@ -316,15 +234,15 @@ static void on_panic(CloudHypervisor *ch, json_object *properties) {
         if (ch->panicked || !streq(json_get_string(properties, "event", ""), "panic"))
                 return;
         ch->panicked = true;
-        if (!ch->connected)
+        if (!ch->vmm.connected)
                 return;
-        ch->state = VMM_STATE_FAILED;
-        emit(ch, VMM_EVENT_GUEST_PANICKED, 0);
+        ch->vmm.state = VMM_STATE_FAILED;
+        vmm_emit(&ch->vmm, VMM_EVENT_GUEST_PANICKED, 0);
 }
 
 static void on_ended(CloudHypervisor *ch, json_object *properties) {
         ch->ended = true;
-        emit(ch, VMM_EVENT_SHUTDOWN, 0);
+        vmm_emit(&ch->vmm, VMM_EVENT_SHUTDOWN, 0);
 }
 
 /* One that says "pausing" may yet be refused; what counts is that it is done. */
@@ -342,7 +260,7 @@ static void on_event(void *userdata, json_object *o) {
                 { "vmm",   "shutdown", on_ended    },
         };
         CloudHypervisor *ch = userdata;
-        _cleanup_(ch_unrefp) _unused_ CloudHypervisor *ref = ch_ref(ch);
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&ch->vmm);
         const char *source = json_get_string(o, "source", ""), *name = json_get_string(o, "event", "");
 
         if (!o) { /* it may have been one of these */
@@ -358,50 +276,57 @@ static void on_event(void *userdata, json_object *o) {
 
 /* Answers */
 
-static void answered(Call *call, int error, const char *message) {
-        CloudHypervisor *ch = call->ch;
-        Op op = call->op;
+static void answered(VMMCall *call, int error, const char *message) {
+        CloudHypervisor *ch = (CloudHypervisor *) call->vmm;
+        Op op = (Op) call->what;
 
         if (op == OP_RESET) {
                 ch->n_resets--;
                 ch->reset_heard = false;
         }
-        call_complete(call, error, message);
+        vmm_call_complete(call, error, message);
 
         if (op == OP_POWER_BUTTON && error == 0) /* no event tells of it */
-                emit(ch, VMM_EVENT_POWER_BUTTON, 0);
+                vmm_emit(&ch->vmm, VMM_EVENT_POWER_BUTTON, 0);
         else if (op == OP_RESET && error == -EREMOTEIO) /* it may have no VM any more */
                 refresh(ch);
 }
 
+/* Another question would not tell more than such a refusal. */
+static bool done_already(Op op, unsigned status, const char *body) {
+        return status == 500 && ops[op].refused && strstr(body, ops[op].refused);
+}
+
 static void on_answer(void *userdata, int error, unsigned status, const char *body, size_t size) {
-        Call *call = userdata;
-        CloudHypervisor *ch = call->ch;
-        _cleanup_(ch_unrefp) _unused_ CloudHypervisor *ref = ch_ref(ch);
+        VMMCall *call = userdata;
+        CloudHypervisor *ch = (CloudHypervisor *) call->vmm;
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&ch->vmm);
         _cleanup_free_ char *words = NULL;
+        Op op = (Op) call->what;
+        bool already;
         int r;
 
-        call->sent = false;
         if (error == -ECANCELED) {
-                answered(call, ch->freed ? -ECANCELED : -EPIPE, NULL);
+                answered(call, ch->vmm.freed ? -ECANCELED : -EPIPE, NULL);
                 return;
         }
         vmm_stream_drain(ch->events); /* what it said before it answered */
-        if (ch->freed)
+        if (ch->vmm.freed)
                 return;
 
         r = http_vmm_error(error, status);
-        if (r == -EREMOTEIO && status == 500 && ops[call->op].refused && strstr(body, ops[call->op].refused)) {
+        already = r == -EREMOTEIO && done_already(op, status, body);
+        if (already) {
                 r = 0;
-                set_state(ch, ops[call->op].state);
-                if (ch->freed)
+                set_state(ch, ops[op].state);
+                if (ch->vmm.freed)
                         return;
         } else if (r == -EREMOTEIO)
                 words = http_vmm_words(body, size);
-        else if (r == -EPIPE && call->op == OP_QUIT && ch->ended) /* its end was faster than its answer */
+        else if (r == -EPIPE && op == OP_QUIT && ch->ended) /* its end was faster than its answer */
                 r = 0;
 
-        if (r < 0 || ops[call->op].state == VMM_STATE_UNKNOWN || ops[call->op].state == ch->state) {
+        if (r < 0 || already || ops[op].state == VMM_STATE_UNKNOWN || ops[op].state == ch->vmm.state) {
                 answered(call, r, words);
                 return;
         }
@@ -410,126 +335,100 @@ static void on_answer(void *userdata, int error, unsigned status, const char *bo
 }
 
 static void on_created(void *userdata, int error, unsigned status, const char *body, size_t size) {
-        Call *call = userdata;
+        VMMCall *call = userdata;
 
         if (error < 0 || http_vmm_error(error, status) < 0) {
                 on_answer(userdata, error, status, body, size);
                 return;
         }
-        call->op = OP_BOOT;
-        error = request(call->ch, OP_BOOT, NULL, on_answer, call);
-        if (error < 0) {
-                call->sent = false;
-                call_complete(call, error, NULL);
-        }
+        call->what = OP_BOOT;
+        error = request((CloudHypervisor *) call->vmm, OP_BOOT, NULL, on_answer, call);
+        if (error < 0)
+                vmm_call_complete(call, error, NULL);
 }
 
-static int start_call(VMM *v, Op op, const char *body, http_cb on_reply, vmm_reply_cb cb, vmm_counters_cb counters_cb,
-                      void *userdata) {
-        CloudHypervisor *ch = (CloudHypervisor *) v;
-        Call *call;
+static int start_call(VMM *v, Op op, const char *body, http_cb on_reply, vmm_reply_cb cb, void *userdata) {
+        VMMCall *call;
         int r;
 
-        call = call_new(ch, op, userdata);
-        if (!call)
-                return -ENOMEM;
-        call->cb = cb;
-        call->counters_cb = counters_cb;
-
-        r = request(ch, op, body, on_reply, call);
+        r = vmm_call_new(v, op, cb, userdata, &call);
         if (r < 0)
-                free(call_unlink(call));
-        else
-                call->sent = true;
+                return r;
+        r = request((CloudHypervisor *) v, op, body, on_reply, call);
+        if (r < 0)
+                vmm_call_drop(call);
         return r;
 }
 
 /* Counters */
 
-/* Adds the counters of one disk. */
-static size_t add_counters(const char *name, json_object *stats, VMMCounter *c) {
-        static const char *const words[][2] = {
-                { "read_bytes", "ReadBytes" }, { "write_bytes", "WriteBytes" },
-                { "read_ops", "ReadOps" }, { "write_ops", "WriteOps" },
-        };
-        const char *disk = startswith(name, CLOUD_HYPERVISOR_DISK_PREFIX);
-        size_t n = 0;
-
-        for (size_t i = 0; disk && i < ELEMENTSOF(words); i++)
-                n += vmm_counter_set(c + n, disk, words[i][1], json_get_int(stats, words[i][0], -1));
-        return n;
-}
-
 static void on_counters(void *userdata, int error, unsigned status, const char *body, size_t size) {
-        _cleanup_free_ VMMCounter *counters = NULL;
+        static const char *const keys[VMM_DISK_COUNTERS] = { "read_bytes", "write_bytes", "read_ops", "write_ops" };
+        _cleanup_free_ VMMCounter *counters = new(VMMCounter, VMM_DISK_COUNTERS * DISKS_MAX);
         _cleanup_json_ json_object *o = NULL;
-        Call *call = userdata;
+        VMMCall *call = userdata;
         size_t n = 0;
         int r;
 
-        call->sent = false;
-        r = error == -ECANCELED && !call->ch->freed ? -EPIPE : http_vmm_error(error, status);
+        r = error == -ECANCELED && !call->vmm->freed ? -EPIPE : http_vmm_error(error, status);
         if (r >= 0)
                 r = json_parse_bounded(body, size, &o);
-        counters = new(VMMCounter, 4 * DISKS_MAX);
         if (r >= 0 && !counters)
                 r = -ENOMEM;
         if (r < 0) {
-                call_complete(call, r, NULL);
+                vmm_call_complete(call, r, NULL);
                 return;
         }
 
         if (json_object_is_type(o, json_type_object)) {
                 json_object_object_foreach(o, name, stats) {
-                        if (n <= 4 * (DISKS_MAX - 1))
-                                n += add_counters(name, stats, counters + n);
+                        const char *disk = startswith(name, CLOUD_HYPERVISOR_DISK_PREFIX);
+
+                        if (disk && n <= VMM_DISK_COUNTERS * (DISKS_MAX - 1))
+                                n += vmm_disk_counters(counters + n, disk, stats, keys);
                 }
         }
-
-        vmm_counters_cb cb = call->counters_cb;
-        void *call_userdata = call->userdata;
-        free(call_unlink(call)); /* before its callback, which may free all */
-        cb(call_userdata, 0, counters, n);
+        vmm_call_complete_counters(call, counters, n);
 }
 
 static int ch_counters(VMM *v, vmm_counters_cb cb, void *userdata) {
-        return start_call(v, OP_COUNTERS, NULL, on_counters, NULL, cb, userdata);
+        VMMCall *call;
+        int r;
+
+        r = vmm_call_new_counters(v, OP_COUNTERS, cb, userdata, &call);
+        if (r < 0)
+                return r;
+        r = request((CloudHypervisor *) v, OP_COUNTERS, NULL, on_counters, call);
+        if (r < 0)
+                vmm_call_drop(call);
+        return r;
 }
 
 /* The connection */
 
-/* Those that wait for a state: the others are answered when the client is freed. */
-static void fail_calls(CloudHypervisor *ch, int error) {
-        Call *c;
-
-        do {
-                for (c = ch->calls; c && c->sent; c = c->next)
-                        ;
-                if (c)
-                        call_complete(c, error, NULL);
-        } while (c);
+/* All requests are answered by the end of it, also if one of their callbacks frees all. */
+static void close_channels(CloudHypervisor *ch) {
+        ch->events = vmm_stream_free(ch->events);
+        http_free(ch->http);
+        ch->http = NULL;
 }
 
 static void disconnected(CloudHypervisor *ch, int error) {
-        _cleanup_(ch_unrefp) _unused_ CloudHypervisor *ref = ch_ref(ch);
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&ch->vmm);
 
-        ch->events = vmm_stream_free(ch->events);
-        http_free(TAKE_PTR(ch->http));
-        fail_calls(ch, -EPIPE);
-        emit(ch, VMM_EVENT_DISCONNECTED, error);
+        close_channels(ch);
+        vmm_calls_fail(&ch->vmm, -EPIPE);
+        vmm_emit(&ch->vmm, VMM_EVENT_DISCONNECTED, error);
 }
 
 static void ch_free(VMM *v) {
-        CloudHypervisor *ch = (CloudHypervisor *) v;
-
-        if (!ch)
+        if (!v || v->freed)
                 return;
 
-        ch->freed = true;
-        ch->events = vmm_stream_free(ch->events);
-        http_free(TAKE_PTR(ch->http));
-        fail_calls(ch, -ECANCELED);
-        ch_unref(ch);
+        v->freed = true;
+        close_channels((CloudHypervisor *) v);
+        vmm_calls_fail(v, -ECANCELED);
+        vmm_unref(v);
 }
 
 static int connect_channels(CloudHypervisor *ch, sd_event *e, const char *dir) {
@@ -554,8 +453,7 @@ static int ch_connect(sd_event *e, const char *dir, vmm_event_cb handler, void *
         if (!ch)
                 return -ENOMEM;
         *ch = (CloudHypervisor) {
-                .vmm = { .ops = &cloud_hypervisor_ops, .handler = handler, .userdata = userdata },
-                .n_ref = 1,
+                .vmm = { .ops = &cloud_hypervisor_ops, .handler = handler, .userdata = userdata, .n_ref = 1 },
                 .querying = true,
         };
 
@@ -569,37 +467,37 @@ static int ch_connect(sd_event *e, const char *dir, vmm_event_cb handler, void *
 }
 
 static int ch_boot(VMM *v, const char *config, vmm_reply_cb cb, void *userdata) {
-        return start_call(v, OP_CREATE, config, on_created, cb, NULL, userdata);
+        return start_call(v, OP_CREATE, config, on_created, cb, userdata);
 }
 
 static int ch_pause(VMM *v, vmm_reply_cb cb, void *userdata) {
-        return start_call(v, OP_PAUSE, NULL, on_answer, cb, NULL, userdata);
+        return start_call(v, OP_PAUSE, NULL, on_answer, cb, userdata);
 }
 
 static int ch_resume(VMM *v, vmm_reply_cb cb, void *userdata) {
-        return start_call(v, OP_RESUME, NULL, on_answer, cb, NULL, userdata);
+        return start_call(v, OP_RESUME, NULL, on_answer, cb, userdata);
 }
 
 static int ch_power_button(VMM *v, vmm_reply_cb cb, void *userdata) {
-        return start_call(v, OP_POWER_BUTTON, NULL, on_answer, cb, NULL, userdata);
+        return start_call(v, OP_POWER_BUTTON, NULL, on_answer, cb, userdata);
 }
 
 static int ch_reset(VMM *v, vmm_reply_cb cb, void *userdata) {
         int r;
 
-        r = start_call(v, OP_RESET, NULL, on_answer, cb, NULL, userdata);
+        r = start_call(v, OP_RESET, NULL, on_answer, cb, userdata);
         if (r >= 0)
                 ((CloudHypervisor *) v)->n_resets++;
         return r;
 }
 
 static int ch_quit(VMM *v, vmm_reply_cb cb, void *userdata) {
-        return start_call(v, OP_QUIT, NULL, on_answer, cb, NULL, userdata);
+        return start_call(v, OP_QUIT, NULL, on_answer, cb, userdata);
 }
 
 static void ch_drain(VMM *v) {
         CloudHypervisor *ch = (CloudHypervisor *) v;
-        _cleanup_(ch_unrefp) _unused_ CloudHypervisor *ref = ch_ref(ch);
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&ch->vmm);
 
         http_drain(ch->http); /* the guest may have gone faster than the answer to its button */
         vmm_stream_drain(ch->events);

@@ -6,9 +6,8 @@
 #include "basic/fd-util.h"
 #include "basic/string-util.h"
 #include "vmm/http-vmm.h"
-#include "vmm/vmm.h"
+#include "vmm/vmm-object.h"
 
-#define WORDS_MAX 1024U
 #define READ_SIZE (16U * 1024U)
 #define DRAIN_MAX (1024U * 1024U)
 
@@ -20,14 +19,18 @@ int http_vmm_error(int error, unsigned status) {
         return status >= 200 && status < 300 ? 0 : -EREMOTEIO;
 }
 
+/* No more of them than are told */
 static char *join_strings(json_object *array) {
         _cleanup_strv_free_ char **words = NULL;
 
-        for (size_t i = 0; i < json_object_array_length(array); i++) {
+        for (size_t i = 0, n = 0; i < json_object_array_length(array) && n <= VMM_WORDS_MAX; i++) {
                 json_object *o = json_object_array_get_idx(array, i);
 
-                if (json_object_is_type(o, json_type_string) && strv_extend(&words, json_object_get_string(o)) < 0)
+                if (!json_object_is_type(o, json_type_string))
+                        continue;
+                if (strv_extend(&words, json_object_get_string(o)) < 0)
                         return NULL;
+                n += (size_t) json_object_get_string_len(o) + 2;
         }
         return words ? strv_join(words, ": ") : NULL;
 }
@@ -43,12 +46,12 @@ char *http_vmm_words(const char *body, size_t size) {
                 else
                         words = json_get_string(o, "fault_message", NULL);
         }
-        if (words)
-                return escape_untrusted(words, strlen(words), WORDS_MAX);
+        if (!isempty(words))
+                return vmm_words(words, strlen(words));
 
         while (size > 0 && strchr("\r\n ", body[size - 1]))
                 size--;
-        return size > 0 ? escape_untrusted(body, size, WORDS_MAX) : NULL;
+        return size > 0 ? vmm_words(body, size) : NULL;
 }
 
 /* The stream */

@@ -6,9 +6,6 @@
 
 /* What the back ends share whose VMM is spoken to by HTTP and tells of itself in a FIFO. Nothing of it is trusted. */
 
-/* Any one call, as with QMP */
-#define HTTP_VMM_TIMEOUT_USEC (10 * USEC_PER_SEC)
-
 /* What an answer means, for vmm_reply_cb: 0 for a status of success, -EREMOTEIO for another one; -EPIPE where nobody listens any
  * more; else the error of http_cb. */
 int http_vmm_error(int error, unsigned status);

@@ -5,6 +5,7 @@
 #include "basic/string-util.h"
 #include "vmm/qemu-plan.h"
 #include "vmm/qmp.h"
+#include "vmm/vmm-object.h"
 
 #define DISKS_MAX 64U
 /* Firmware may reset the machine once or twice more on its way up: resets so near each other are one. */
@@ -17,19 +18,6 @@ typedef enum Wish {
         WISH_ENDS,              /* quit */
 } Wish;
 
-typedef struct QEMU QEMU;
-
-/* A call under way. Lives until its callback has run. */
-typedef struct Call {
-        struct Call *next;
-        QEMU *qemu;
-        Wish wish;
-        bool acknowledged;      /* QEMU has obeyed; the state that follows is waited for */
-        vmm_reply_cb cb;
-        vmm_counters_cb counters_cb;
-        void *userdata;
-} Call;
-
 /* Button pressed, guest down, reset, running again */
 typedef enum RebootStage {
         REBOOT_NONE,
@@ -40,50 +28,25 @@ typedef enum RebootStage {
         REBOOT_RELEASE,         /* given up: telling QEMU not to stay */
 } RebootStage;
 
-struct QEMU {
+typedef struct QEMU {
         VMM vmm;
-        unsigned n_ref;
-        bool freed, ready, connected, ended;
+        bool ready, ended;
         QMP *qmp;
         sd_event *event;
-        VMMState state;
         const char *why;        /* of one that stands without a pause */
         bool asleep;            /* the guest has suspended itself */
 
         bool querying, stale;   /* query-status under way; its answer may be older than what was heard since */
         bool panicked;          /* told already */
         uint64_t reset_usec;    /* when a reset was seen last */
-        Call *calls;
-        Call *boot;             /* one of them, not sent yet */
+        VMMCall *boot;          /* one of the calls, not sent yet */
 
         RebootStage reboot;
         bool pressed;           /* the button was pressed before */
         bool reboot_canceled;   /* its caller has gone: whatever the end, it is told so */
         vmm_reply_cb reboot_cb;
         void *reboot_userdata;
-};
-
-static QEMU *qemu_unref(QEMU *q) {
-        if (--q->n_ref > 0)
-                return NULL;
-        sd_event_unref(q->event);
-        free(q);
-        return NULL;
-}
-
-static void qemu_unrefp(QEMU **q) {
-        qemu_unref(*q);
-}
-
-static QEMU *qemu_ref(QEMU *q) {
-        q->n_ref++;
-        return q;
-}
-
-static void emit(QEMU *q, VMMEvent event, int error) {
-        if (!q->freed)
-                q->vmm.handler(q->vmm.userdata, event, q->state, error);
-}
+} QEMU;
 
 static void refresh(QEMU *q);
 static void reboot_failed(QEMU *q, int error, const char *message);
@@ -91,53 +54,26 @@ static int command(QEMU *q, const char *name, json_object *arguments, qmp_reply_
 
 /* Calls */
 
-static Call *call_unlink(Call *call) {
-        for (Call **p = &call->qemu->calls; *p; p = &(*p)->next)
-                if (*p == call) {
-                        *p = call->next;
-                        break;
-                }
-        return call;
-}
-
-static void call_complete(Call *call, int error, const char *message) {
-        _cleanup_free_ Call *c = call_unlink(call);
-
-        if (c->counters_cb)
-                c->counters_cb(c->userdata, error, NULL, 0);
-        else if (c->cb)
-                c->cb(c->userdata, error, message);
-}
-
-static Call *call_new(QEMU *q, Wish wish, void *userdata) {
-        Call *call = new(Call, 1);
-
-        if (!call)
-                return NULL;
-        *call = (Call) { .next = q->calls, .qemu = q, .wish = wish, .userdata = userdata };
-        q->calls = call;
-        return call;
-}
-
 static bool is_over(VMMState s) {
         return s == VMM_STATE_FAILED || s == VMM_STATE_SHUTDOWN;
 }
 
 /* What the state says about a call: 1 as wished, 0 not yet known, or -EIO. */
-static int call_verdict(const Call *call, VMMState s, bool fresh) {
+static int call_verdict(QEMU *q, const VMMCall *call, bool fresh) {
+        VMMState s = q->vmm.state;
         bool runs = s == VMM_STATE_RUNNING, stands = !runs && !is_over(s) && s != VMM_STATE_UNKNOWN;
 
-        if (!call->acknowledged || call->wish == WISH_ENDS)
+        if (!call->acknowledged || call->what == WISH_ENDS)
                 return 0;
-        if (call->wish == WISH_NOTHING || (call->wish == WISH_RUNS && runs && (fresh || !call->qemu->querying)) ||
-            (call->wish == WISH_STANDS && fresh && stands))
+        if (call->what == WISH_NOTHING || (call->what == WISH_RUNS && runs && (fresh || !q->querying)) ||
+            (call->what == WISH_STANDS && fresh && stands))
                 return 1;
         return fresh ? -EIO : 0;
 }
 
-static Call *find_settled(QEMU *q, bool fresh, int *ret_verdict) {
-        for (Call *c = q->calls; c; c = c->next) {
-                *ret_verdict = call_verdict(c, q->state, fresh);
+static VMMCall *find_settled(QEMU *q, bool fresh, int *ret_verdict) {
+        for (VMMCall *c = q->vmm.calls; c; c = c->next) {
+                *ret_verdict = call_verdict(q, c, fresh);
                 if (*ret_verdict != 0)
                         return c;
         }
@@ -146,60 +82,45 @@ static Call *find_settled(QEMU *q, bool fresh, int *ret_verdict) {
 
 /* Ends the calls that the state answers; fresh: it was just asked for. From the start after each, for callbacks change the list. */
 static void settle(QEMU *q, bool fresh) {
-        Call *c;
+        VMMCall *c;
         int verdict;
 
         while ((c = find_settled(q, fresh, &verdict)))
-                call_complete(c, verdict < 0 ? verdict : 0, verdict < 0 ? "QEMU obeyed, but is not in the state asked for" : NULL);
-}
-
-/* The state could not be had. */
-static void fail_acknowledged(QEMU *q, int error) {
-        Call *c;
-
-        do {
-                for (c = q->calls; c && !c->acknowledged; c = c->next)
-                        ;
-                if (c)
-                        call_complete(c, error, NULL);
-        } while (c);
+                vmm_call_complete(c, verdict < 0 ? verdict : 0, verdict < 0 ? "QEMU obeyed, but is not in the state asked for" : NULL);
 }
 
 static void on_acknowledged(void *userdata, int error, json_object *result, const char *message) {
-        Call *call = userdata;
-        QEMU *q = call->qemu;
-        _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
+        VMMCall *call = userdata;
+        QEMU *q = (QEMU *) call->vmm;
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&q->vmm);
 
-        if (error == -ECANCELED && !q->freed) /* given up */
+        if (error == -ECANCELED && !q->vmm.freed) /* given up */
                 error = -EPIPE;
         /* Of `quit` the answer may be lost, and its last event not. */
-        if (call->wish == WISH_ENDS && error == -EPIPE && q->ended)
+        if (call->what == WISH_ENDS && error == -EPIPE && q->ended)
                 error = 0;
-        if (error < 0 || call->wish == WISH_ENDS) {
-                call_complete(call, error, message);
+        if (error < 0 || call->what == WISH_ENDS) {
+                vmm_call_complete(call, error, message);
                 return;
         }
 
         call->acknowledged = true;
-        if (call_verdict(call, q->state, false) == 1)
-                call_complete(call, 0, NULL);
+        if (call_verdict(q, call, false) == 1)
+                vmm_call_complete(call, 0, NULL);
         else
                 refresh(q);
 }
 
 static int start_call(VMM *v, const char *name, Wish wish, vmm_reply_cb cb, void *userdata) {
-        QEMU *q = (QEMU *) v;
-        Call *call;
+        VMMCall *call;
         int r;
 
-        call = call_new(q, wish, userdata);
-        if (!call)
-                return -ENOMEM;
-        call->cb = cb;
-
-        r = command(q, name, NULL, on_acknowledged, call);
+        r = vmm_call_new(v, wish, cb, userdata, &call);
         if (r < 0)
-                free(call_unlink(call));
+                return r;
+        r = command((QEMU *) v, name, NULL, on_acknowledged, call);
+        if (r < 0)
+                vmm_call_drop(call);
         return r;
 }
 
@@ -209,7 +130,7 @@ static int command(QEMU *q, const char *name, json_object *arguments, qmp_reply_
                 return -ENOTCONN;
         }
 
-        return qmp_command(q->qmp, name, arguments, QMP_TIMEOUT_USEC, cb, userdata);
+        return qmp_command(q->qmp, name, arguments, VMM_TIMEOUT_USEC, cb, userdata);
 }
 
 /* The state */
@@ -258,50 +179,26 @@ static VMMState read_status(QEMU *q, json_object *result) {
 }
 
 static void panicked(QEMU *q) {
-        q->state = VMM_STATE_FAILED;
+        q->vmm.state = VMM_STATE_FAILED;
         if (q->panicked)
                 return;
         q->panicked = true;
         if (q->reboot != REBOOT_NONE)
                 reboot_failed(q, -EIO, "The guest panicked");
-        emit(q, VMM_EVENT_GUEST_PANICKED, 0);
-}
-
-static void set_state(QEMU *q, VMMState s) {
-        if (q->state == s)
-                return;
-        q->state = s;
-        if (!q->connected) /* CONNECTED will tell it */
-                return;
-
-        switch (s) {
-
-        case VMM_STATE_RUNNING:
-                emit(q, VMM_EVENT_RUNNING, 0);
-                break;
-        case VMM_STATE_PAUSED:
-                emit(q, VMM_EVENT_PAUSED, 0);
-                break;
-        case VMM_STATE_IO_ERROR:
-                emit(q, VMM_EVENT_IO_ERROR, 0);
-                break;
-        case VMM_STATE_FAILED:
-                emit(q, VMM_EVENT_FAILED, 0);
-                break;
-        default:
-                break;
-        }
+        vmm_emit(&q->vmm, VMM_EVENT_GUEST_PANICKED, 0);
 }
 
 /* A guest that went down just when its reboot was given up: QEMU still stood by its word to stay. */
 static void end_if_left(QEMU *q) {
-        if (q->connected && q->state == VMM_STATE_SHUTDOWN && q->reboot == REBOOT_NONE && q->ended)
+        if (q->vmm.connected && q->vmm.state == VMM_STATE_SHUTDOWN && q->reboot == REBOOT_NONE && q->ended)
                 (void) command(q, "quit", NULL, NULL, NULL);
 }
 
 static void disconnected(void *userdata, int error);
 
 static void give_up(QEMU *q, int error) {
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&q->vmm);
+
         q->qmp = qmp_free(q->qmp);
         disconnected(q, error == -EREMOTEIO ? -EBADMSG : error);
 }
@@ -312,33 +209,33 @@ static void on_first_status(QEMU *q, int error, json_object *result) {
                 return;
         }
 
-        q->connected = true;
-        q->state = read_status(q, result);
+        q->vmm.connected = true;
+        q->vmm.state = read_status(q, result);
         q->panicked = streq(json_get_string(result, "status", ""), "guest-panicked");
-        emit(q, VMM_EVENT_CONNECTED, 0);
-        if (!q->freed)
+        vmm_emit(&q->vmm, VMM_EVENT_CONNECTED, 0);
+        if (!q->vmm.freed)
                 settle(q, true);
 }
 
 static void on_status(void *userdata, int error, json_object *result, const char *message) {
         QEMU *q = userdata;
-        _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&q->vmm);
 
         q->querying = false;
-        if (q->freed || error == -EPIPE || error == -ECANCELED)
+        if (q->vmm.freed || error == -EPIPE || error == -ECANCELED)
                 return;
 
         if (q->stale)
                 refresh(q);
-        else if (!q->connected)
+        else if (!q->vmm.connected)
                 on_first_status(q, error, result);
         else if (error < 0)
-                fail_acknowledged(q, error);
+                vmm_calls_fail_acknowledged(&q->vmm, error);
         else {
                 if (streq(json_get_string(result, "status", ""), "guest-panicked"))
                         panicked(q);
                 else
-                        set_state(q, read_status(q, result));
+                        vmm_set_state(&q->vmm, read_status(q, result));
                 settle(q, true);
                 end_if_left(q);
         }
@@ -356,7 +253,7 @@ static void refresh(QEMU *q) {
         if (r >= 0)
                 q->querying = true;
         else
-                fail_acknowledged(q, r);
+                vmm_calls_fail_acknowledged(&q->vmm, r);
 }
 
 /* Reboot: `stay` on, button, wait for the guest to go down, `stay` off, reset, run. */
@@ -433,7 +330,7 @@ static void on_hold(void *userdata, int error, json_object *result, const char *
                 return;
         }
 
-        if (q->state == VMM_STATE_SHUTDOWN) {
+        if (q->vmm.state == VMM_STATE_SHUTDOWN) {
                 reboot_reset(q);
                 return;
         }
@@ -450,7 +347,7 @@ static int reboot(VMM *v, bool pressed, vmm_reply_cb cb, void *userdata) {
         if (q->reboot != REBOOT_NONE)
                 return -EBUSY;
 
-        r = set_shutdown_action(q, q->state == VMM_STATE_SHUTDOWN ? "poweroff" : "pause", on_hold);
+        r = set_shutdown_action(q, q->vmm.state == VMM_STATE_SHUTDOWN ? "poweroff" : "pause", on_hold);
         if (r < 0)
                 return r;
         q->reboot = REBOOT_HOLD;
@@ -493,8 +390,8 @@ static void qemu_reboot_cancel(VMM *v) {
 static void on_resume(QEMU *q, json_object *data) {
         q->stale = q->querying;
         q->asleep = false;
-        set_state(q, VMM_STATE_RUNNING);
-        if (!q->freed)
+        vmm_set_state(&q->vmm, VMM_STATE_RUNNING);
+        if (!q->vmm.freed)
                 settle(q, false);
 }
 
@@ -504,7 +401,7 @@ static void on_stop(QEMU *q, json_object *data) {
 }
 
 static void on_powerdown(QEMU *q, json_object *data) {
-        emit(q, VMM_EVENT_POWER_BUTTON, 0);
+        vmm_emit(&q->vmm, VMM_EVENT_POWER_BUTTON, 0);
 }
 
 static void on_reset(QEMU *q, json_object *data) {
@@ -519,7 +416,7 @@ static void on_reset(QEMU *q, json_object *data) {
         if (q->reboot == REBOOT_RESET)
                 reboot_run(q);
         else if (guest)
-                emit(q, VMM_EVENT_GUEST_RESET, 0);
+                vmm_emit(&q->vmm, VMM_EVENT_GUEST_RESET, 0);
 }
 
 static void on_guest_panicked(QEMU *q, json_object *data) {
@@ -530,7 +427,7 @@ static void on_shutdown(QEMU *q, json_object *data) {
         const char *reason = json_get_string(data, "reason", "");
 
         if (q->reboot == REBOOT_WAIT && streq(reason, "guest-shutdown")) {
-                set_state(q, VMM_STATE_SHUTDOWN);
+                vmm_set_state(&q->vmm, VMM_STATE_SHUTDOWN);
                 reboot_reset(q);
                 return;
         }
@@ -539,11 +436,11 @@ static void on_shutdown(QEMU *q, json_object *data) {
         if (streq(reason, "guest-panic"))
                 panicked(q);
         else if (streq(reason, "guest-shutdown"))
-                emit(q, VMM_EVENT_GUEST_SHUTDOWN, 0);
+                vmm_emit(&q->vmm, VMM_EVENT_GUEST_SHUTDOWN, 0);
         else if (streq(reason, "guest-reset"))
-                emit(q, VMM_EVENT_GUEST_RESET, 0);
+                vmm_emit(&q->vmm, VMM_EVENT_GUEST_RESET, 0);
         else
-                emit(q, VMM_EVENT_SHUTDOWN, 0);
+                vmm_emit(&q->vmm, VMM_EVENT_SHUTDOWN, 0);
 }
 
 static void on_event(void *userdata, const char *name, json_object *data) {
@@ -561,7 +458,7 @@ static void on_event(void *userdata, const char *name, json_object *data) {
                 { "GUEST_PANICKED", on_guest_panicked },
         };
         QEMU *q = userdata;
-        _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&q->vmm);
 
         for (size_t i = 0; i < ELEMENTSOF(table); i++)
                 if (streq(name, table[i].name)) {
@@ -572,62 +469,45 @@ static void on_event(void *userdata, const char *name, json_object *data) {
 
 /* Counters */
 
-/* Adds the counters of one disk; what is not one of ours, or not sane, is passed over. */
-static size_t add_counters(json_object *device, VMMCounter *c) {
-        static const char *const words[][2] = {
-                { "rd_bytes", "ReadBytes" }, { "wr_bytes", "WriteBytes" },
-                { "rd_operations", "ReadOps" }, { "wr_operations", "WriteOps" },
-        };
-        const char *disk = startswith(json_get_string(device, "node-name", ""), QEMU_DISK_PREFIX);
-        json_object *stats = json_get(device, "stats");
-        size_t n = 0;
-
-        for (size_t i = 0; disk && stats && i < ELEMENTSOF(words); i++)
-                n += vmm_counter_set(c + n, disk, words[i][1], json_get_int(stats, words[i][0], -1));
-        return n;
-}
-
 static void on_blockstats(void *userdata, int error, json_object *result, const char *message) {
+        static const char *const keys[VMM_DISK_COUNTERS] = { "rd_bytes", "wr_bytes", "rd_operations", "wr_operations" };
         _cleanup_free_ VMMCounter *counters = NULL;
-        Call *call = userdata;
+        VMMCall *call = userdata;
         size_t n = 0, n_devices = 0;
-        vmm_counters_cb cb;
-        void *call_userdata;
 
-        if (error == -ECANCELED && !call->qemu->freed)
+        if (error == -ECANCELED && !call->vmm->freed)
                 error = -EPIPE;
         if (error == 0 && json_object_is_type(result, json_type_array))
                 n_devices = MIN(json_object_array_length(result), (size_t) DISKS_MAX);
-        counters = new(VMMCounter, 4 * n_devices + 1);
+        counters = new(VMMCounter, VMM_DISK_COUNTERS * n_devices + 1);
         if (!counters)
                 error = -ENOMEM;
         if (error < 0) {
-                call_complete(call, error, NULL);
+                vmm_call_complete(call, error, NULL);
                 return;
         }
 
-        for (size_t i = 0; i < n_devices; i++)
-                n += add_counters(json_object_array_get_idx(result, i), counters + n);
+        /* What is not one of ours is passed over. */
+        for (size_t i = 0; i < n_devices; i++) {
+                json_object *device = json_object_array_get_idx(result, i);
+                const char *disk = startswith(json_get_string(device, "node-name", ""), QEMU_DISK_PREFIX);
 
-        cb = call->counters_cb;
-        call_userdata = call->userdata;
-        free(call_unlink(call)); /* before its callback, which may free all */
-        cb(call_userdata, 0, counters, n);
+                if (disk)
+                        n += vmm_disk_counters(counters + n, disk, json_get(device, "stats"), keys);
+        }
+        vmm_call_complete_counters(call, counters, n);
 }
 
 static int qemu_counters(VMM *v, vmm_counters_cb cb, void *userdata) {
-        QEMU *q = (QEMU *) v;
-        Call *call;
+        VMMCall *call;
         int r;
 
-        call = call_new(q, WISH_NOTHING, userdata);
-        if (!call)
-                return -ENOMEM;
-        call->counters_cb = cb;
-
-        r = command(q, "query-blockstats", NULL, on_blockstats, call);
+        r = vmm_call_new_counters(v, WISH_NOTHING, cb, userdata, &call);
         if (r < 0)
-                free(call_unlink(call));
+                return r;
+        r = command((QEMU *) v, "query-blockstats", NULL, on_blockstats, call);
+        if (r < 0)
+                vmm_call_drop(call);
         return r;
 }
 
@@ -654,19 +534,18 @@ static void ready(void *userdata) {
 /* Those that wait for a state; the others were answered by the QMP client. */
 static void fail_calls(QEMU *q, int error) {
         q->boot = NULL;
-        while (q->calls)
-                call_complete(q->calls, error, NULL);
+        vmm_calls_fail(&q->vmm, error);
         if (q->reboot != REBOOT_NONE)
                 reboot_complete(q, error, NULL);
 }
 
 static void disconnected(void *userdata, int error) {
         QEMU *q = userdata;
-        _cleanup_(qemu_unrefp) _unused_ QEMU *ref = qemu_ref(q);
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&q->vmm);
 
         q->ready = true; /* nothing is put off from here on */
         fail_calls(q, -EPIPE);
-        emit(q, VMM_EVENT_DISCONNECTED, error);
+        vmm_emit(&q->vmm, VMM_EVENT_DISCONNECTED, error);
 }
 
 static const QMPHandlers handlers = {
@@ -678,13 +557,14 @@ static const QMPHandlers handlers = {
 static void qemu_free(VMM *v) {
         QEMU *q = (QEMU *) v;
 
-        if (!q)
+        if (!v || v->freed)
                 return;
 
-        q->freed = true;
+        v->freed = true;
         q->qmp = qmp_free(q->qmp);
         fail_calls(q, -ECANCELED);
-        qemu_unref(q);
+        q->event = sd_event_unref(q->event);
+        vmm_unref(v);
 }
 
 static int qemu_connect(sd_event *e, const char *dir, vmm_event_cb handler, void *userdata, VMM **ret) {
@@ -698,14 +578,13 @@ static int qemu_connect(sd_event *e, const char *dir, vmm_event_cb handler, void
         if (!q)
                 return -ENOMEM;
         *q = (QEMU) {
-                .vmm = { .ops = &qemu_ops, .handler = handler, .userdata = userdata },
-                .n_ref = 1,
+                .vmm = { .ops = &qemu_ops, .handler = handler, .userdata = userdata, .n_ref = 1 },
                 .event = sd_event_ref(e),
         };
 
         r = qmp_connect(e, path, &handlers, q, &q->qmp);
         if (r < 0) {
-                qemu_unref(q);
+                qemu_free(&q->vmm);
                 return r;
         }
 
@@ -723,7 +602,7 @@ static int qemu_resume(VMM *v, vmm_reply_cb cb, void *userdata) {
 static const char *qemu_why(const VMM *v) {
         const QEMU *q = (const QEMU *) v;
 
-        return q->state == VMM_STATE_PAUSED ? q->why : NULL;
+        return q->vmm.state == VMM_STATE_PAUSED ? q->why : NULL;
 }
 
 static int qemu_boot(VMM *v, const char *config, vmm_reply_cb cb, void *userdata) {
@@ -735,11 +614,7 @@ static int qemu_boot(VMM *v, const char *config, vmm_reply_cb cb, void *userdata
                 return -EBUSY;
 
         /* Goes out behind the question for the state, without waiting for its answer. */
-        q->boot = call_new(q, WISH_RUNS, userdata);
-        if (!q->boot)
-                return -ENOMEM;
-        q->boot->cb = cb;
-        return 0;
+        return vmm_call_new(v, WISH_RUNS, cb, userdata, &q->boot);
 }
 
 static int qemu_pause(VMM *v, vmm_reply_cb cb, void *userdata) {

@@ -5,10 +5,10 @@
 #include "basic/fd-util.h"
 #include "basic/string-util.h"
 #include "vmm/qmp.h"
+#include "vmm/vmm-object.h"
 
 #define READ_SIZE (64U * 1024U)
 #define PENDING_MAX 256U
-#define WORDS_MAX 1024U
 
 typedef struct Pending Pending;
 
@@ -87,12 +87,15 @@ static void qmp_close(QMP *q, int error) {
 }
 
 QMP *qmp_free(QMP *q) {
-        if (!q || !q->handlers) /* also from a callback of its end */
+        bool again;
+
+        if (!q)
                 return NULL;
 
+        again = !q->handlers; /* in a callback of its end: the others run now */
         q->handlers = NULL;
         qmp_close(q, -ECANCELED);
-        return qmp_unref(q);
+        return again ? NULL : qmp_unref(q);
 }
 
 static void qmp_disconnected(QMP *q, int error) {
@@ -288,7 +291,7 @@ static int handle_greeting(QMP *q, json_object *o) {
         if (!json_object_is_type(json_get(o, "QMP"), json_type_object))
                 return -EBADMSG;
 
-        r = qmp_send(q, "qmp_capabilities", NULL, QMP_TIMEOUT_USEC, on_capabilities, q);
+        r = qmp_send(q, "qmp_capabilities", NULL, VMM_TIMEOUT_USEC, on_capabilities, q);
         if (r < 0)
                 return r;
         q->state = QMP_READY;
@@ -314,7 +317,7 @@ static int handle_reply(QMP *q, json_object *o) {
 
         if (error) {
                 desc = json_get_string(error, "desc", "no reason given");
-                words = escape_untrusted(desc, strlen(desc), WORDS_MAX);
+                words = vmm_words(desc, strlen(desc));
         }
         pending_complete(q, p, error ? -EREMOTEIO : 0, result, words);
         return 0;

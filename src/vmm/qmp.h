@@ -11,7 +11,6 @@
 #define QMP_LINE_MAX (512U * 1024U)     /* of one message */
 #define QMP_OUTPUT_MAX (256U * 1024U)   /* not yet taken by the socket */
 #define QMP_DRAIN_MAX (4U * 1024U * 1024U)
-#define QMP_TIMEOUT_USEC (10 * USEC_PER_SEC)
 
 typedef struct QMP QMP;
 
@@ -31,7 +30,7 @@ typedef void (*qmp_reply_cb)(void *userdata, int error, json_object *result, con
 
 /* Does not wait for the greeting, whose deadline is the caller's matter. handlers must stay. */
 int qmp_connect(sd_event *e, const char *path, const QMPHandlers *handlers, void *userdata, QMP **ret);
-/* Also from within any callback, even one that it runs itself. */
+/* Also from within any callback, even one that it runs itself. No callback runs afterwards. */
 QMP *qmp_free(QMP *q);
 DEFINE_TRIVIAL_CLEANUP_FUNC(QMP *, qmp_free);
 

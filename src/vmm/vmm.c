@@ -63,15 +63,6 @@ int vmm_refuse(sd_bus_error *error, const char *format, ...) {
         return -EOPNOTSUPP;
 }
 
-bool vmm_counter_set(VMMCounter *c, const char *device, const char *what, int64_t value) {
-        if (value < 0 || strlen(device) > 16 || device[strspn(device, "abcdefghijklmnopqrstuvwxyz0123456789")])
-                return false;
-
-        snprintf(c->name, sizeof c->name, "%s.%s", device, what);
-        c->value = (uint64_t) value;
-        return true;
-}
-
 const VMMOps *vmm_ops(Backend b) {
         switch (b) {
 

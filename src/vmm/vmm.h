@@ -95,7 +95,7 @@ typedef struct VMMOps VMMOps;
 typedef void (*vmm_event_cb)(void *userdata, VMMEvent event, VMMState state, int error);
 
 /* error 0: done. Else a negative errno (-ETIMEDOUT: no answer in time, -EPIPE: connection lost, -ECANCELED: the VMM object was
- * freed) and the VMM's own words, or NULL. Runs exactly once, from the loop or from vmm_free(). */
+ * freed) and the VMM's own words, or NULL. Runs exactly once, from the loop or from free(), and not after that. */
 typedef void (*vmm_reply_cb)(void *userdata, int error, const char *message);
 
 typedef struct VMMCounter {
@@ -104,11 +104,21 @@ typedef struct VMMCounter {
 } VMMCounter;
 typedef void (*vmm_counters_cb)(void *userdata, int error, const VMMCounter *counters, size_t n);
 
+typedef struct VMMCall VMMCall;
+
+/* What any call may take that has no reason for more */
+#define VMM_TIMEOUT_USEC (10 * USEC_PER_SEC)
+
 /* Each back end's object begins with this. */
 struct VMM {
         const VMMOps *ops;
         vmm_event_cb handler;
         void *userdata;
+        /* For back ends alone: vmm-object.h */
+        unsigned n_ref;
+        bool freed, connected;
+        VMMState state;
+        VMMCall *calls;
 };
 
 typedef struct VMMFeature {
@@ -136,7 +146,7 @@ struct VMMOps {
         /* Connects to the VMM whose socket (and FIFO) is in dir, the VM's directory below /run; gives the object at once, CONNECTED
          * or DISCONNECTED comes later. A socket that the VMM makes itself may not be there yet. */
         int (*connect)(sd_event *e, const char *dir, vmm_event_cb handler, void *userdata, VMM **ret);
-        void (*free)(VMM *v);
+        void (*free)(VMM *v); /* also from within any callback */
 
         /* Asynchronous, each with a deadline of its own. Boot succeeds when the VMM itself says that the guest runs; it may be
          * asked for at once after connect(), before CONNECTED; config is that of the plan, copied if kept. Pause and resume are
@@ -159,16 +169,13 @@ struct VMMOps {
         int (*reboot_pressed)(VMM *v, vmm_reply_cb cb, void *userdata);
         /* Why a guest is PAUSED that nobody has paused: a sentence of ours, or NULL. NULL: it never tells. */
         const char *(*why)(const VMM *v);
-        int (*counters)(VMM *v, vmm_counters_cb cb, void *userdata);
+        int (*counters)(VMM *v, vmm_counters_cb cb, void *userdata); /* -EBUSY: many have asked, and wait */
         /* What the VMM has sent but the loop has not read yet is handled now: its last event says why it died. */
         void (*drain)(VMM *v);
         /* What an end means that no event has told (the daemon was away, the connection was lost): GUEST_SHUTDOWN, GUEST_RESET,
          * GUEST_PANICKED, FAILED, EXITED, or _VMM_EVENT_MAX for a crash. status as wait(2), output: the last words, escaped. */
         VMMEvent (*exit_cause)(int status, const char *output);
 };
-
-/* Fills one in; false when the words of the VMM make no sense. */
-bool vmm_counter_set(VMMCounter *c, const char *device, const char *what, int64_t value);
 
 extern const VMMOps cloud_hypervisor_ops;
 extern const VMMOps firecracker_ops;

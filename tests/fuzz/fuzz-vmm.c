@@ -40,7 +40,7 @@ typedef struct Play {
         char received[64 * 1024];
         size_t n_received;
 
-        bool connected, disconnected, free_on_reply, reboot_canceled;
+        bool connected, disconnected, free_on_reply, reboot_canceled, freed;
         VMMEvent free_on;
         Call calls[STEPS_MAX];
         unsigned n_calls;
@@ -57,7 +57,10 @@ static bool by_http(void) {
 static void free_vmm(void) {
         VMM *v = TAKE_PTR(play.vmm);
 
+        if (!v)
+                return;
         vmm_freep(&v);
+        play.freed = true;
 }
 
 static void on_event(void *userdata, VMMEvent what, VMMState state, int error) {
@@ -74,6 +77,7 @@ static void on_reply(void *userdata, int error, const char *message) {
         Call *c = userdata;
 
         c->answers++;
+        fuzz_assert(!play.freed);
         fuzz_assert(error <= 0 && (error != -ECANCELED || !play.vmm || play.reboot_canceled));
         fuzz_assert(!message || strlen(message) <= 2048);
         if (TAKE_GENERIC(play.free_on_reply, bool, false))

@@ -41,7 +41,8 @@ typedef struct Fake {
         VMMCounter counters[300];
         size_t n_counters;
         VMMEvent free_on;
-        bool free_on_reply;
+        bool free_on_reply, freed;
+        unsigned n_late;                /* replies after it was freed */
 } Fake;
 
 static char directory[] = "/tmp/test-ch-ops.XXXXXX", sock[64], fifo[64];
@@ -56,7 +57,10 @@ static uint64_t now_usec(void) {
 static void fake_free(Fake *f) {
         VMM *v = TAKE_PTR(f->vmm);
 
+        if (!v)
+                return;
         vmm_freep(&v);
+        f->freed = true;
 }
 
 static void on_event(void *userdata, VMMEvent event, VMMState state, int error) {
@@ -73,6 +77,7 @@ static void on_reply(void *userdata, int error, const char *message) {
         Fake *f = userdata;
 
         f->n_replies++;
+        f->n_late += f->freed;
         f->last_reply = error;
         snprintf(f->last_message, sizeof f->last_message, "%s", strempty(message));
         if (f->free_on_reply)
@@ -413,6 +418,24 @@ static void test_idempotence(void) {
         }
 }
 
+/* Also where the state is known to be another */
+static void test_idempotence_failed(void) {
+        _cleanup_free_ char *text = http(500, "InvalidStateTransition(Paused, Paused)");
+        Fake f;
+
+        fake_up(&f, "Running");
+        tell(&f, PANIC);
+        (void) wait_for(&f, f.n[VMM_EVENT_GUEST_PANICKED]);
+        f.call = "vm.pause";
+        f.answer = text;
+        (void) CH.pause(f.vmm, on_reply, &f);
+        ok(wait_for(&f, f.n_replies), "paused after its guest's panic, and paused again");
+        is_int(f.last_reply, 0, "… is done already");
+        is_str(f.log, "vm.pause ", "… without another question");
+        is_int(f.n[VMM_EVENT_PAUSED], 0, "… and it stays failed");
+        fake_stop(&f);
+}
+
 /* An answer of success, and what the state says about it */
 static void test_success(void) {
         static const struct {
@@ -566,6 +589,22 @@ static void test_words(void) {
         fake_stop(&f);
 }
 
+/* As many as are parsed, of which few are told */
+static void test_many_words(void) {
+        _cleanup_free_ char *many = NULL, *words = NULL, *none = http_vmm_words("[\"\"]", 4);
+        size_t size = 0;
+        FILE *file = open_memstream(&many, &size);
+
+        fputs("[\"first\"", file);
+        for (unsigned i = 0; i < 60000; i++)
+                fputs(",\"\"", file);
+        fputs(",{},\"last\"]", file);
+        fclose(file);
+        words = http_vmm_words(many, size);
+        ok(words && startswith(words, "first") && strlen(words) < 2000, "60,000 words");
+        is_str(strempty(none), "[\"\"]", "an empty word says less than its quotes");
+}
+
 static void test_events(void) {
         static const struct {
                 const char *text;
@@ -713,6 +752,10 @@ static void test_down(void) {
         is_int(f.n[VMM_EVENT_GUEST_RESET], 1, "… are told apart");
         tell(&f, REBOOTED);
         ok(wait_for(&f, f.n[VMM_EVENT_GUEST_RESET] == 2), "… and what comes later is the guest's");
+        f.events = REBOOTED;
+        (void) CH.reset(f.vmm, on_reply, &f);
+        ok(wait_for(&f, f.n_replies == 2), "… and then one by us again");
+        is_int(f.n[VMM_EVENT_GUEST_RESET], 2, "… is ours");
         fake_stop(&f);
 }
 
@@ -720,6 +763,7 @@ static void test_counters(void) {
         static const char *const bodies[] = {
                 "{}", "[]", "{\"disk-a\":7,\"disk-../x\":{\"read_bytes\":1},\"net-a\":{\"read_bytes\":1},\"disk-\":{},\"__rng\":{}}",
         };
+        unsigned taken = 0;
         char *big = NULL;
         size_t size = 0;
         FILE *file;
@@ -764,6 +808,16 @@ static void test_counters(void) {
         f.answer = NULL;
         free(big);
         fake_stop(&f);
+
+        /* Anybody may ask for them. */
+        fake_up(&f, "Running");
+        f.call = "vm.counters";
+        for (unsigned i = 0; i < 1000; i++)
+                taken += CH.counters(f.vmm, on_counters, &f) == 0;
+        ok(taken > 0 && taken < 20, "of a thousand that want counters at once some are asked for: %u", taken);
+        is_int(CH.power_button(f.vmm, on_reply, &f), 0, "… and other calls are taken");
+        fake_stop(&f);
+        is_int(f.n_replies, taken + 1, "… and all are answered in the end");
 }
 
 static void test_freeing(void) {
@@ -795,6 +849,7 @@ static void test_freeing(void) {
                 }
                 ok(wait_for(&f, !f.vmm), "freed in event %d", freeing[i]);
                 is_int(f.n_replies, f.n[VMM_EVENT_CONNECTED] && freeing[i] == VMM_EVENT_CONNECTED ? 0 : 3, "… all calls are answered");
+                is_int(f.n_late, 0, "… before it is freed");
                 turn(&f);
                 fake_stop(&f);
         }
@@ -812,9 +867,24 @@ static void test_freeing(void) {
                 ok(wait_for(&f, !f.vmm), "freed in reply %u", i);
                 is_int(f.n_replies, 2, "… the other is answered");
                 is_int(f.last_reply, -ECANCELED, "… with ECANCELED");
+                is_int(f.n_late, 0, "… before it is freed");
                 turn(&f);
                 fake_stop(&f);
         }
+
+        fake_start(&f, "Running");
+        f.free_on_reply = true;
+        f.call = "vm.info";
+        f.answer = bad;
+        for (unsigned i = 0; i < 3; i++)
+                (void) CH.power_button(f.vmm, on_reply, &f);
+        (void) CH.counters(f.vmm, on_counters, &f);
+        ok(wait_for(&f, !f.vmm), "freed in the first of four replies, given up");
+        is_int(f.n_replies, 4, "… all are answered");
+        is_int(f.last_reply, -ECANCELED, "… the others with ECANCELED");
+        is_int(f.n_late, 0, "… before it is freed");
+        is_int(f.n[VMM_EVENT_DISCONNECTED], 0, "… and nothing is told afterwards");
+        fake_stop(&f);
 }
 
 int main(void) {
@@ -830,9 +900,11 @@ int main(void) {
         test_connect();
         test_bad_servers();
         test_idempotence();
+        test_idempotence_failed();
         test_success();
         test_boot();
         test_words();
+        test_many_words();
         test_events();
         test_old_events();
         test_floods();

@@ -34,7 +34,8 @@ typedef struct Fake {
         size_t n_counters;
         char last_message[256], counter[64];
         VMMEvent free_on;
-        bool free_on_reply;
+        bool free_on_reply, freed;
+        unsigned n_late;                /* replies after it was freed */
 } Fake;
 
 static char directory[] = "/tmp/test-qemu-ops.XXXXXX", path[64];
@@ -49,7 +50,10 @@ static uint64_t now_usec(void) {
 static void fake_free(Fake *f) {
         VMM *v = TAKE_PTR(f->vmm);
 
+        if (!v)
+                return;
         vmm_freep(&v);
+        f->freed = true;
 }
 
 static void on_event(void *userdata, VMMEvent event, VMMState state, int error) {
@@ -66,6 +70,7 @@ static void on_reply(void *userdata, int error, const char *message) {
         Fake *f = userdata;
 
         f->n_replies++;
+        f->n_late += f->freed;
         f->last_reply = error;
         snprintf(f->last_message, sizeof f->last_message, "%s", strempty(message));
         if (f->free_on_reply)
@@ -340,6 +345,7 @@ static void test_stops(void) {
 }
 
 static void test_calls(void) {
+        unsigned n = 0;
         Fake f;
 
         fake_up(&f, "prelaunch");
@@ -394,6 +400,34 @@ static void test_calls(void) {
         is_int(f.last_reply, -EPIPE, "… with EPIPE, for it was not freed yet");
         is_int(f.n[VMM_EVENT_DISCONNECTED], 0, "… and nothing after it");
         fake_stop(&f);
+
+        for (unsigned i = 0; i < 2; i++) {
+                fake_start(&f, "prelaunch");
+                f.fail = "query-status";
+                f.mute = "cont";
+                f.free_on_reply = true;
+                (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
+                (void) wait_for(&f, strstr(f.log, "query-status") || f.n_replies);
+                if (f.vmm && i == 1)
+                        shutdown(f.peer, SHUT_RDWR);
+                for (unsigned k = 0; f.vmm && k < 3; k++)
+                        (void) qemu_ops.power_button(f.vmm, on_reply, &f);
+                (void) wait_for(&f, !f.vmm);
+                is_int(f.n_replies, 4, "freed in the first of four replies, %s", i ? "hung up" : "given up");
+                is_int(f.last_reply, -ECANCELED, "… the others have ECANCELED");
+                is_int(f.n_late, 0, "… before it is freed");
+                fake_stop(&f);
+        }
+
+        fake_up(&f, "running");
+        f.mute = "query-blockstats";
+        for (unsigned i = 0; i < 1000; i++)
+                n += qemu_ops.counters(f.vmm, on_counters, &f) == 0;
+        ok(n > 0 && n < 20, "of a thousand that want counters at once some are asked for: %u", n);
+        is_int(qemu_ops.power_button(f.vmm, on_reply, &f), 0, "… and other calls are made");
+        ok(wait_for(&f, f.n_replies == 1), "… and answered");
+        fake_stop(&f);
+        is_int(f.n_replies, n + 1, "… and so are they in the end");
 
         for (unsigned i = 0; i < 4; i++) {
                 fake_up(&f, "paused");

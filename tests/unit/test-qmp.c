@@ -373,7 +373,7 @@ static void test_half_close(void) {
 static void flood(const char *what, size_t mib, const char *prefix, const char *unit, int error) {
         static char chunk[64 * 1024];
         size_t k = strlen(unit), sent = 0, n = sizeof chunk / k * k;
-        uint64_t begin = now_usec();
+        clock_t begin = clock();
         struct mallinfo2 before, after;
         Fixture f;
 
@@ -395,7 +395,7 @@ static void flood(const char *what, size_t mib, const char *prefix, const char *
         after = mallinfo2();
         is_int(f.disconnected, error, "%s: %zu KiB taken", what, sent / 1024);
         ok(after.uordblks < before.uordblks + 2 * QMP_LINE_MAX, "… and no memory kept");
-        ok(now_usec() - begin < DEADLINE_USEC, "… in %llu ms", (unsigned long long) (now_usec() - begin) / 1000);
+        ok(clock() - begin < 10 * CLOCKS_PER_SEC, "… in %ld ms of a processor", (long) (clock() - begin) / (CLOCKS_PER_SEC / 1000));
         if (!error) {
                 f.n_events = 0;
                 say(&f, "\n{\"event\": \"STOP\"}\n");
