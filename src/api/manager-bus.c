@@ -103,10 +103,6 @@ static int method_create_vm(sd_bus_message *m, void *userdata, sd_bus_error *err
         r = OPTIONS_READ(m, options, error);
         if (r < 0)
                 return r;
-        if (owner != 0)
-                return sd_bus_error_set(error, VMUNIT_ERROR_NOT_SUPPORTED,
-                                        "owner: only root can own VMs for now, until the files of a VM are opened with "
-                                        "its owner's rights and its VMM runs without root's");
 
         c = new(Creation, 1);
         if (!c)

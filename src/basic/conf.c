@@ -16,6 +16,7 @@ static const char *const program_table[] = {
         [PROGRAM_QEMU] = "qemu",
         [PROGRAM_CLOUD_HYPERVISOR] = "cloud-hypervisor",
         [PROGRAM_FIRECRACKER] = "firecracker",
+        [PROGRAM_VIRTIOFSD] = "virtiofsd",
 };
 
 DEFINE_STRING_TABLE(program, Program)
@@ -43,7 +44,9 @@ static int parse_backends(const char *value, char ***ret) {
         if (!copy)
                 return -ENOMEM;
         for (char *w = strtok_r(copy, " \t", &state); w; w = strtok_r(NULL, " \t", &state)) {
-                if ((int) program_from_string(w) < 0 || strv_contains(l, w))
+                Program p = program_from_string(w);
+
+                if ((int) p < 0 || p == PROGRAM_VIRTIOFSD || strv_contains(l, w))
                         return -EINVAL;
                 r = strv_extend(&l, w);
                 if (r < 0)
@@ -148,6 +151,7 @@ static const struct {
         { "QEMU", set_program, offsetof(Config, program[PROGRAM_QEMU]) },
         { "CloudHypervisor", set_program, offsetof(Config, program[PROGRAM_CLOUD_HYPERVISOR]) },
         { "Firecracker", set_program, offsetof(Config, program[PROGRAM_FIRECRACKER]) },
+        { "VirtioFSD", set_program, offsetof(Config, program[PROGRAM_VIRTIOFSD]) },
         { "Backends", set_backends, offsetof(Config, backends) },
         { "StartTimeoutSec", set_start_timeout, offsetof(Config, start_timeout_usec) },
         { "RestartSec", set_restart, offsetof(Config, restart_usec) },

@@ -38,6 +38,8 @@ typedef struct OpenReply {
         int32_t error;          /* negative errno or 0; -EISDIR, -ENOTDIR, -ESPIPE: a FIFO, -ENXIO: a socket, -ENOTBLK: a
                                  * character device, -EBUSY: too many opens of this owner hang, -EAGAIN: locked by somebody else */
         uint32_t mode;          /* st_mode, as the opener saw it */
+        uint32_t gid;           /* the owner's own group */
+        uint32_t reserved;
         uint64_t size;
         uint32_t head_size;     /* bytes in head: what the file begins with, read by who opened it */
         uint8_t head[LAUNCH_HEAD_MAX];
@@ -48,13 +50,30 @@ typedef struct OpenReply {
  * socket; it is reaped only after the daemon has closed the connection to the launcher. */
 enum { HELPER_FD_CONTROL, HELPER_FD_EXEC, HELPER_FD_EXIT, HELPER_FD_CONSOLE_LOG, HELPER_FD_LAST_OUTPUT, _HELPER_FD_MAX };
 
+/* How a program's standard streams are its console, or that it is a virtiofsd, whose first own fd is the directory that is shared */
+typedef enum StartKind { START_PIPES, START_TTY, START_SHARE, _START_KIND_MAX } StartKind;
+
+/* The ids of the host that a virtiofsd has as 0, 1… in its user namespace, and who owns on disk what its 0 makes; more than one: the
+ * owners on disk are 0, 1…, too. */
+typedef struct ShareRequest {
+        uint32_t base, count;   /* uids and gids, count: 1 or SHARE_IDS */
+        uint32_t uid, gid;
+        uint32_t readonly;      /* 0 or 1 */
+        uint32_t reserved;      /* 0 */
+} ShareRequest;
+
+/* Ids of VMs are in this block, which sysusers.d/vmunit.conf keeps others off; the one after it is that of root's shares. */
+#define VM_IDS_BASE UINT32_C(1000013824)
+#define SHARE_IDS UINT32_C(65536)
+
 typedef struct StartRequest {
         LaunchHeader header;
         uint32_t program;       /* Program */
         uint32_t n_fds;         /* the VMM's own */
         uint64_t console_log_max;
         uint32_t argv_size;     /* NUL-terminated strings; [0] is the VMM's name, the program itself is the launcher's to choose */
-        uint32_t tty;           /* 1: its console is a terminal; 0: pipes */
+        uint32_t kind;          /* StartKind */
+        ShareRequest share;     /* of a virtiofsd, else 0 */
         char argv[];
 } StartRequest;
 

@@ -74,6 +74,12 @@ char *vm_scope_name(const char *name) {
         return unit_name("vmunit-", name, ".scope");
 }
 
+char *share_scope_name(const char *name, const char *tag) {
+        _cleanup_free_ char *n = unit_name_escape(name), *t = unit_name_escape(tag);
+
+        return n && t ? strjoinf("vmunit-%s-fs-%s.scope", n, t) : NULL;
+}
+
 static char *unescape(const char *s, size_t n) {
         char *r, *p;
 

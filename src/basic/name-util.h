@@ -13,6 +13,8 @@ char *unit_name_escape(const char *s);
 /* machine-vmunit-<name>.slice and vmunit-<name>.scope, <name> escaped, "-" too, so that no VM's slice lies in another's. */
 char *vm_slice_name(const char *name);
 char *vm_scope_name(const char *name);
+/* vmunit-<name>-fs-<tag>.scope, both escaped */
+char *share_scope_name(const char *name, const char *tag);
 
 /* The VM whose slice a cgroup path runs through: its name unescaped, or NULL (also for no memory). */
 char *vm_name_from_cgroup(const char *cgroup);

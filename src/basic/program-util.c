@@ -24,9 +24,10 @@ static const char *const program_names[_PROGRAM_MAX][2] = {
         [PROGRAM_QEMU] = { QEMU_SYSTEM, "qemu-kvm" },
         [PROGRAM_CLOUD_HYPERVISOR] = { "cloud-hypervisor" },
         [PROGRAM_FIRECRACKER] = { "firecracker" },
+        [PROGRAM_VIRTIOFSD] = { "virtiofsd" },
 };
 
-static const char *const program_dirs[] = { "/usr/local/bin", "/usr/bin", "/usr/local/libexec", "/usr/libexec" };
+static const char *const program_dirs[] = { "/usr/local/bin", "/usr/bin", "/usr/local/libexec", "/usr/libexec", "/usr/lib/qemu" };
 
 /* Only root may change what stands there. Of a directory that all may write to (/tmp) others cannot take root's away. */
 static bool is_roots(const struct stat *st) {

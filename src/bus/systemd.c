@@ -249,6 +249,7 @@ static int on_name_owner_changed(sd_bus_message *m, void *userdata, sd_bus_error
 
 static int append_scope(sd_bus_message *m, const SystemdCall *c) {
         const ScopeParams *p = &c->params;
+        const char *before = p->before ?: "vmunit-guests.service"; /* once more does no harm */
         int r;
 
         r = sd_bus_message_append(m, "(sv)(sv)(sv)(sv)(sv)(sv)(sv)(sv)(sv)",
@@ -260,7 +261,7 @@ static int append_scope(sd_bus_message *m, const SystemdCall *c) {
                                   "KillSignal", "i", SIGCONT,
                                   "TimeoutStopUSec", "t", p->timeout_stop_usec,
                                   "After", "as", 2, "vmunitd.service", "dbus.service",
-                                  "Before", "as", 1, "vmunit-guests.service");
+                                  "Before", "as", 2, "vmunit-guests.service", before);
         if (r < 0)
                 return r;
         if (c->with_pidfd)

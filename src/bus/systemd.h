@@ -32,6 +32,7 @@ typedef struct ScopeParams {
         pid_t pid;
         int pidfd;
         uint64_t timeout_stop_usec;
+        const char *before;                     /* a unit that is stopped before it, or NULL */
         bool make_slice;                        /* false: somebody's slice is there already */
         int (*append_slice)(sd_bus_message *m, void *userdata); /* more (sv) for the slice, or NULL */
         void *append_userdata;

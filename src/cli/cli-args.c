@@ -67,6 +67,7 @@ static const struct {
         { "cmdline", required_argument, OPTION_CMDLINE, V(CREATE) },
         { "firmware", required_argument, OPTION_FIRMWARE, V(CREATE) },
         { "disk", required_argument, OPTION_DISK, V(CREATE) },
+        { "share", required_argument, OPTION_SHARE, V(CREATE) },
         { "network", required_argument, OPTION_NETWORK, V(CREATE) },
         { "forward", required_argument, OPTION_FORWARD, V(CREATE) },
         { "stop-timeout", required_argument, OPTION_STOP_TIMEOUT, V(CREATE) },

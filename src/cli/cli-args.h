@@ -53,6 +53,7 @@ typedef enum Option {
         OPTION_CMDLINE,
         OPTION_FIRMWARE,
         OPTION_DISK,
+        OPTION_SHARE,
         OPTION_NETWORK,
         OPTION_FORWARD,
         OPTION_STOP_TIMEOUT,

@@ -170,6 +170,34 @@ static int apply_disk(json_object *definition, const char *value, const char *cw
         return r < 0 ? r : array_append(disks, TAKE_PTR(disk));
 }
 
+/* TAG=DIRECTORY[:ro]; a directory whose own name ends like that is written with a slash behind. */
+static int apply_share(json_object *definition, const char *value, const char *cwd, char **ret_error) {
+        _cleanup_json_ json_object *share = NULL;
+        _cleanup_free_ char *tag = NULL, *path = NULL;
+        const char *eq = strchr(value, '=');
+        json_object *shares;
+        bool readonly;
+        int r;
+
+        readonly = endswith(value, ":ro");
+        if (!eq || eq == value || streq(eq + 1, readonly ? ":ro" : ""))
+                return fail(ret_error, strjoinf("--share %s is not of the form TAG=DIRECTORY or TAG=DIRECTORY:ro", value));
+
+        tag = strndup(value, (size_t) (eq - value));
+        path = strndup(eq + 1, strlen(eq + 1) - (readonly ? strlen(":ro") : 0));
+        share = json_object_new_object();
+        if (!tag || !path || !share)
+                return -ENOMEM;
+        r = object_set_string(share, "tag", tag);
+        if (r >= 0)
+                r = object_set_path(share, "source", path, cwd);
+        if (r >= 0 && readonly)
+                r = object_set(share, "readonly", json_object_new_boolean(true));
+        if (r >= 0)
+                r = object_member(definition, "filesystems", json_type_array, &shares, ret_error);
+        return r < 0 ? r : array_append(shares, TAKE_PTR(share));
+}
+
 static int apply_network(json_object *definition, const char *type, json_object **ret, char **ret_error) {
         json_object *networks, *network;
         int r;
@@ -312,6 +340,8 @@ int definition_apply(json_object *definition, Option option, const char *value, 
                 return apply_boot(definition, option, value, cwd, ret_error);
         case OPTION_DISK:
                 return apply_disk(definition, value, cwd, ret_error);
+        case OPTION_SHARE:
+                return apply_share(definition, value, cwd, ret_error);
         case OPTION_NETWORK:
                 return apply_network(definition, value, NULL, ret_error);
         case OPTION_FORWARD:

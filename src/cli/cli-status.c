@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "basic/name-util.h"
 #include "basic/string-util.h"
 #include "cli/cli-bus.h"
 #include "cli/cli-error.h"
@@ -103,6 +104,21 @@ static void print_units(json_object *s) {
                 field("VSock CID", "%" PRIu64, get_u64(s, "VSockCID"));
 }
 
+static void print_shares(json_object *s) {
+        json_object *shares = json_get(s, "Filesystems");
+        size_t n = shares ? json_object_array_length(shares) : 0;
+
+        for (size_t i = 0; i < n; i++) {
+                json_object *share = json_object_array_get_idx(shares, i);
+                const char *tag = json_get_string(share, "tag", "");
+                _cleanup_free_ char *source = property_to_string(json_get(share, "source"));
+                _cleanup_free_ char *scope = share_scope_name(json_get_string(s, "Name", ""), tag);
+
+                field("Share", "%s, %s%s, %s", tag, strempty(source), json_get_bool(share, "readonly", false) ? " read-only" : "",
+                      strempty(scope));
+        }
+}
+
 static void print_memory(json_object *s, json_object *stats) {
         _cleanup_free_ char *memory = format_bytes(get_u64(s, "MemoryBytes"));
         _cleanup_free_ char *current = format_bytes(get_u64(stats, "MemoryCurrent"));
@@ -182,6 +198,7 @@ void status_print(json_object *status, uint64_t now) {
         print_restart(status, now);
         print_exit(status);
         print_units(status);
+        print_shares(status);
         print_resources(status, json_get(status, "Stats"));
         print_labels(json_get(status, "Labels"));
         print_time(status, "Created", "CreatedUSec", now);
@@ -206,6 +223,21 @@ static json_object *try_stats(sd_bus *bus, const char *path) {
 
         r = sd_bus_call_method(bus, BUS_NAME, path, VM_INTERFACE, "GetStats", NULL, &reply, "a{sv}", 0);
         return try_read(r, reply);
+}
+
+/* The file systems of a definition, which not everybody may read */
+static json_object *try_filesystems(sd_bus *bus, const char *path) {
+        _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
+        _cleanup_json_ json_object *definition = NULL;
+        json_object *a;
+        const char *text;
+
+        if (sd_bus_call_method(bus, BUS_NAME, path, VM_INTERFACE, "GetDefinition", NULL, &reply, "a{sv}", 0) < 0 ||
+            sd_bus_message_read(reply, "s", &text) < 0)
+                return NULL;
+        definition = json_tokener_parse(text);
+        a = json_get(definition, "filesystems");
+        return json_object_is_type(a, json_type_array) ? json_object_get(a) : NULL;
 }
 
 static json_object *try_job(sd_bus *bus, const char *path) {
@@ -237,6 +269,8 @@ static int status_get(sd_bus *bus, const char *name, json_object **ret) {
                 r = add(s, "Stats", try_stats(bus, path));
         if (r >= 0)
                 r = add(s, "JobProperties", try_job(bus, json_get_string(s, "Job", "/")));
+        if (r >= 0)
+                r = add(s, "Filesystems", try_filesystems(bus, path));
         if (r >= 0)
                 r = events_get(bus, VERB_STATUS, name, json_get_string(s, "Id", name), EVENTS_SHOWN, &events);
         if (r >= 0)

@@ -9,7 +9,7 @@
 #include "bus/error-names.h"
 #include "core/manager-private.h"
 #include "core/message-ids.h"
-#include "core/vm-private.h"
+#include "core/share.h"
 
 /* CreateVM: checked whole, stored, published. Where a back end is particular about kernels, the file is looked at first, by the
  * launcher, as its owner: one that is not there, or that nobody can read in time, is the start's to complain about. */
@@ -204,13 +204,14 @@ int manager_create_vm(Manager *m, const char *name, const char *definition, uid_
         r = check_name(m, name, error);
         if (r < 0)
                 return r;
-        if (owner != 0)
-                return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED,
-                                         "owner: a VM can belong to root alone, as long as files are not opened with their owner's rights");
+        if (owner == (uid_t) -1)
+                return sd_bus_error_set(error, SD_BUS_ERROR_INVALID_ARGS, "owner: this is nobody's uid");
         r = definition_parse(definition, &d, error);
         if (r < 0)
                 return r;
         r = manager_check_definition(m, d, error);
+        if (r >= 0)
+                r = shares_check(m, name, d, error);
         if (r < 0)
                 return r;
 

@@ -111,8 +111,30 @@ static int read_tag(DefinitionReader *r, json_object *o, char **ret) {
         return free_and_strdup(ret, json_object_get_string(v)) < 0 ? oom(r->error) : 0;
 }
 
+static int read_filesystem_options(DefinitionReader *r, json_object *o, Filesystem *fs) {
+        int64_t threads = 0;
+        int cache = 0, k;
+
+        k = reader_word(r, o, "cache", filesystem_cache_words, &cache);
+        if (k >= 0)
+                k = reader_integer(r, o, "threads", 0, THREADS_MAX, &threads);
+        if (k >= 0)
+                k = reader_bool(r, o, "xattr", &fs->xattr);
+        if (k >= 0)
+                k = reader_bool(r, o, "posixAcl", &fs->posix_acl);
+        if (k < 0)
+                return k;
+        if (fs->posix_acl && !fs->xattr)
+                return reader_refuse(r, "posixAcl", "ACLs are extended attributes, write \"xattr\": true as well");
+        fs->cache = (FilesystemCache) cache;
+        fs->threads = (unsigned) threads;
+        return 0;
+}
+
 static int read_filesystem(DefinitionReader *r, json_object *o, Filesystem *fs) {
-        static const char *const keys[] = { "tag", "source", "readonly", NULL };
+        static const char *const keys[] = {
+                "tag", "source", "readonly", "cache", "threads", "xattr", "posixAcl", NULL,
+        };
         int k;
 
         k = reader_check_keys(r, o, keys);
@@ -126,7 +148,8 @@ static int read_filesystem(DefinitionReader *r, json_object *o, Filesystem *fs) 
                 return k;
         if (!fs->source)
                 return reader_missing(r, "source", "the absolute path of a directory");
-        return reader_bool(r, o, "readonly", &fs->readonly);
+        k = reader_bool(r, o, "readonly", &fs->readonly);
+        return k < 0 ? k : read_filesystem_options(r, o, fs);
 }
 
 int definition_read_filesystems(DefinitionReader *r, json_object *o, Definition *d) {

@@ -108,7 +108,10 @@ static int add_filesystems(const Definition *d, json_object *o) {
                 json_object *e = append_object(a);
 
                 if (!e || add_string(e, "tag", fs->tag) < 0 || add_string(e, "source", fs->source) < 0 ||
-                    add_bool(e, "readonly", fs->readonly) < 0)
+                    add_bool(e, "readonly", fs->readonly) < 0 ||
+                    add_string(e, "cache", filesystem_cache_to_string(fs->cache)) < 0 ||
+                    add_int(e, "threads", fs->threads) < 0 || add_bool(e, "xattr", fs->xattr) < 0 ||
+                    add_bool(e, "posixAcl", fs->posix_acl) < 0)
                         return -ENOMEM;
         }
         return a ? 0 : -ENOMEM;

@@ -13,6 +13,7 @@
 #define FORWARDS_MAX 64U                /* of one network */
 #define NAME_LENGTH_MAX 16U
 #define TAG_LENGTH_MAX 36U
+#define THREADS_MAX 64
 #define LABELS_MAX 64U
 #define LABELS_BYTES_MAX 4096U
 #define CPUS_MAX 512U
@@ -33,8 +34,8 @@
 #define ADDRESS_DEFAULT "127.0.0.1"
 
 /* The words of the enums, in their order, NULL at the end; backend_words begins with BACKEND_AUTO. */
-extern const char *const backend_words[], *const accel_words[], *const disk_format_words[], *const protocol_words[],
-        *const network_type_words[], *const restart_policy_words[];
+extern const char *const backend_words[], *const accel_words[], *const disk_format_words[],
+        *const filesystem_cache_words[], *const protocol_words[], *const network_type_words[], *const restart_policy_words[];
 
 /* Where in the JSON we are, and where errors go. All that reads gives 0 or a negative errno and writes its output only
  * on success; what finds a value missing leaves the output, which holds the default. */

@@ -6,6 +6,7 @@
 const char *const backend_words[] = { "auto", "qemu", "cloud-hypervisor", "firecracker", NULL };
 const char *const accel_words[] = { "auto", "kvm", "tcg", NULL };
 const char *const disk_format_words[] = { "raw", "qcow2", NULL };
+const char *const filesystem_cache_words[] = { "auto", "always", "never", NULL };
 const char *const protocol_words[] = { "tcp", "udp", NULL };
 const char *const network_type_words[] = { "user", "tap", NULL };
 const char *const restart_policy_words[] = { "no", "on-failure", "always", NULL };
@@ -13,6 +14,7 @@ const char *const restart_policy_words[] = { "no", "on-failure", "always", NULL 
 _Static_assert(ELEMENTSOF(backend_words) == _BACKEND_MAX + 2, "a word for each");
 _Static_assert(ELEMENTSOF(accel_words) == _ACCEL_MAX + 1, "a word for each");
 _Static_assert(ELEMENTSOF(disk_format_words) == _DISK_FORMAT_MAX + 1, "a word for each");
+_Static_assert(ELEMENTSOF(filesystem_cache_words) == _FILESYSTEM_CACHE_MAX + 1, "a word for each");
 _Static_assert(ELEMENTSOF(protocol_words) == _PROTOCOL_MAX + 1, "a word for each");
 _Static_assert(ELEMENTSOF(network_type_words) == _NETWORK_TYPE_MAX + 1, "a word for each");
 _Static_assert(ELEMENTSOF(restart_policy_words) == _RESTART_POLICY_MAX + 1, "a word for each");
@@ -38,6 +40,10 @@ const char *accel_to_string(Accel a) {
 
 const char *disk_format_to_string(DiskFormat f) {
         return word(disk_format_words, (int) f, _DISK_FORMAT_MAX);
+}
+
+const char *filesystem_cache_to_string(FilesystemCache c) {
+        return word(filesystem_cache_words, (int) c, _FILESYSTEM_CACHE_MAX);
 }
 
 const char *protocol_to_string(Protocol p) {

@@ -31,10 +31,15 @@ typedef struct Disk {
         bool readonly;
 } Disk;
 
+typedef enum FilesystemCache { CACHE_AUTO, CACHE_ALWAYS, CACHE_NEVER, _FILESYSTEM_CACHE_MAX } FilesystemCache;
+
 typedef struct Filesystem {
         char *tag;
         char *source;           /* absolute */
         bool readonly;
+        FilesystemCache cache;
+        unsigned threads;       /* beside virtiofsd's main one */
+        bool xattr, posix_acl;  /* the latter only with the former */
 } Filesystem;
 
 typedef struct Forward {
@@ -128,5 +133,6 @@ Backend backend_from_string(const char *s);     /* -EINVAL for an unknown one, w
 const char *restart_policy_to_string(RestartPolicy p);
 const char *accel_to_string(Accel a);
 const char *disk_format_to_string(DiskFormat f);
+const char *filesystem_cache_to_string(FilesystemCache c);
 const char *protocol_to_string(Protocol p);
 const char *network_type_to_string(NetworkType t);

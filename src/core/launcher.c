@@ -183,27 +183,26 @@ static int make_start(char *const *argv, StartRequest **ret, size_t *ret_size) {
         return 0;
 }
 
-int launch_start(sd_event *e, Program program, char *const *argv, const int helper_fds[static _HELPER_FD_MAX],
-                 const int *vmm_fds, size_t n_vmm_fds, bool tty, uint64_t console_log_max, uint64_t timeout_usec,
-                 launch_start_cb cb, void *userdata, LaunchCall **ret) {
+int launch_start(sd_event *e, const StartParams *p, uint64_t timeout_usec, launch_start_cb cb, void *userdata, LaunchCall **ret) {
         _cleanup_free_ StartRequest *q = NULL;
         int fds[SCM_FDS_MAX], r;
         size_t size = 0;
 
-        if (n_vmm_fds > SCM_FDS_MAX - _HELPER_FD_MAX)
+        if (p->n_fds > SCM_FDS_MAX - _HELPER_FD_MAX)
                 return -E2BIG;
-        memcpy(fds, helper_fds, _HELPER_FD_MAX * sizeof(int));
-        if (n_vmm_fds > 0)
-                memcpy(fds + _HELPER_FD_MAX, vmm_fds, n_vmm_fds * sizeof(int));
+        memcpy(fds, p->helper_fds, sizeof(p->helper_fds));
+        if (p->n_fds > 0)
+                memcpy(fds + _HELPER_FD_MAX, p->fds, p->n_fds * sizeof(int));
 
-        r = make_start(argv, &q, &size);
+        r = make_start(p->argv, &q, &size);
         if (r < 0)
                 return r;
-        q->program = program;
-        q->n_fds = (uint32_t) n_vmm_fds;
-        q->tty = tty;
-        q->console_log_max = console_log_max;
-        return launch_call_new(e, LAUNCH_START, &q->header, size, fds, _HELPER_FD_MAX + n_vmm_fds, timeout_usec,
+        q->program = p->program;
+        q->n_fds = (uint32_t) p->n_fds;
+        q->kind = p->kind;
+        q->console_log_max = p->console_log_max;
+        q->share = p->share;
+        return launch_call_new(e, LAUNCH_START, &q->header, size, fds, _HELPER_FD_MAX + p->n_fds, timeout_usec,
                                &(LaunchCall) { .cb.start = cb, .userdata = userdata }, ret);
 }
 

@@ -25,10 +25,19 @@ int launch_open(sd_event *e, const char *path, uid_t uid, unsigned flags, uint64
 /* pidfd (or -EBADF) belongs to the callback. Keep the call until the job that makes the helper's scope has ended: its
  * connection is what keeps the pid from being reaped and used again. The fds are copied by the kernel; they stay the
  * caller's. */
+typedef struct StartParams {
+        Program program;
+        StartKind kind;
+        char *const *argv;
+        int helper_fds[_HELPER_FD_MAX];
+        const int *fds;         /* the program's own */
+        size_t n_fds;
+        uint64_t console_log_max;
+        ShareRequest share;
+} StartParams;
+
 typedef void (*launch_start_cb)(void *userdata, int error, pid_t pid, int pidfd);
-int launch_start(sd_event *e, Program program, char *const *argv, const int helper_fds[static _HELPER_FD_MAX],
-                 const int *vmm_fds, size_t n_vmm_fds, bool tty, uint64_t console_log_max, uint64_t timeout_usec,
-                 launch_start_cb cb, void *userdata, LaunchCall **ret);
+int launch_start(sd_event *e, const StartParams *p, uint64_t timeout_usec, launch_start_cb cb, void *userdata, LaunchCall **ret);
 
 typedef void (*launch_probe_cb)(void *userdata, int error, const ProbeReply *reply);
 int launch_probe(sd_event *e, Program program, bool want_version, uint64_t timeout_usec, launch_probe_cb cb,

@@ -16,7 +16,7 @@
 #include "basic/string-util.h"
 #include "bus/error-names.h"
 #include "core/manager-private.h"
-#include "core/vm-private.h"
+#include "core/share.h"
 
 #define DATABASE "/var/lib/vmunit/vmunit.db"
 #define BACKUP_DIR "/var/lib/vmunit/backup"
@@ -242,6 +242,8 @@ Manager *manager_free(Manager *m) {
         }
         manager_free_backends(m);
         sd_event_source_disable_unref(m->save_timer);
+        launch_call_free(m->virtiofsd_probe);
+        free(m->virtiofsd_version);
         sd_event_source_disable_unref(m->status_timer);
         sd_event_source_disable_unref(m->boot_timer);
         systemd_free(m->systemd);
@@ -278,6 +280,7 @@ int manager_start(Manager *m, void (*ready)(void *userdata), void *userdata) {
                 if (r < 0) /* the next daemon may: a living VM must not be taken for a dead one */
                         return log_error_errno(r, "%s: can't find out what became of it", vm->rec.name);
         }
+        shares_probe(m);
         manager_state_changed(m);
 
         r = store_backup_new(m->event, m->store, BACKUP_DIR, FIRST_BACKUP_USEC, &m->backup);

@@ -51,6 +51,9 @@ struct Manager {
         char **watched;                 /* directories where their programs may be */
         sd_event_source *watches[16];
         Create *creates;                /* that wait for a look at a file */
+        char *virtiofsd_version;        /* NULL: not asked yet */
+        uint64_t virtiofsd_mtime;
+        LaunchCall *virtiofsd_probe;
         bool kvm;                       /* /dev/kvm can be opened */
         bool no_vhost_vsock;            /* /dev/vhost-vsock can't */
         void (*ready)(void *userdata);  /* until it was told */

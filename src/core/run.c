@@ -197,14 +197,21 @@ static bool slice_is_used(const Run *r) {
 static void run_check_gone(Run *r) {
         if (!r->ending || r->query || r->result_query)
                 return;
-        if (!r->scope_gone)
+        if (!r->scope_gone || (r->n_others && *r->n_others > 0))
                 return;
-        if (!r->slice_gone) {
+        if (!r->slice_gone && !r->leaves_slice) {
                 if (!run_wait_is_over(r) && !slice_is_used(r) && !(r->slice_stays && r->slice_asked))
                         return;
                 r->slice_left = true;
         }
         run_gone(r);
+}
+
+void run_others_gone(Run *r) {
+        if (!r->ending)
+                return;
+        run_ask(r);
+        run_check_gone(r);
 }
 
 static void on_result(void *userdata, const char *value, const sd_bus_error *error) {
@@ -292,7 +299,7 @@ static void on_scope_state(void *userdata, const char *value, const sd_bus_error
         r->query = systemd_call_free(r->query);
         if (value)
                 run_scope_state(r, value);
-        if (r->ending && r->scope_gone && !r->slice_gone)
+        if (r->ending && r->scope_gone && !r->slice_gone && !r->leaves_slice)
                 (void) systemd_get(r->systemd, r->slice, "Unit", "SubState", on_slice_state, r, &r->query);
         else if (r->query_again) {
                 r->query_again = false;
@@ -307,7 +314,7 @@ static void run_ask(Run *r) {
                 return;
         }
         if (r->scope_gone && r->ending) {
-                if (!r->slice_gone)
+                if (!r->slice_gone && !r->leaves_slice)
                         (void) systemd_get(r->systemd, r->slice, "Unit", "SubState", on_slice_state, r, &r->query);
         } else
                 (void) systemd_get(r->systemd, r->scope, "Unit", "SubState", on_scope_state, r, &r->query);
@@ -402,7 +409,8 @@ void run_end(Run *r) {
                 systemd_kill_unit(r->systemd, r->scope, SIGKILL); /* whoever may be in there is unknown to us */
 
         (void) run_set_in_scope(r);
-        (void) systemd_watch_unit(r->systemd, r->slice, on_hint, r, &r->slice_watch);
+        if (!r->leaves_slice)
+                (void) systemd_watch_unit(r->systemd, r->slice, on_hint, r, &r->slice_watch);
 
         r->scope_gone = r->slice_gone = false;
         (void) sd_event_now(r->event, CLOCK_MONOTONIC, &r->end_usec);

@@ -41,6 +41,8 @@ struct Run {
         bool in_scope;                          /* the scope was started */
         bool dead, helper_dead, status_told, stop_told;
         bool ending;                            /* on its way to gone */
+        bool leaves_slice;                      /* which is another run's to wait for */
+        const unsigned *n_others;               /* runs that leave it to this one, or NULL */
         bool slice_left;                        /* somebody else's unit keeps the slice */
 
         bool exit_known;
@@ -77,5 +79,7 @@ int run_find(Run *r, const char *boot_id);
 
 /* Ends it the hard way: SIGKILL to the VMM at once, to all of the scope when the helper has ended or 100 ms later. */
 void run_kill(Run *r);
+/* n_others may be 0 now. */
+void run_others_gone(Run *r);
 /* What is left is ended and cleaned up; gone() will be called. For a run whose VMM is dead, or never was. */
 void run_end(Run *r);

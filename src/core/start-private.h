@@ -35,11 +35,11 @@ struct Start {
         FileHead kernel;                /* if the back end is particular about it; no data: not known */
         uint8_t kernel_head[LAUNCH_HEAD_MAX];
         OpenContext *opens;             /* one an fd of the plan */
-        size_t n_fds, n_pending;
+        size_t n_fds, n_share_fds, n_pending;
         int exec_fd, control_fd, exit_fd, console_fd, output_fd;
         Helper *helper;
         SystemdCall *call;
-        char *description, *slice_description;
+        char *description;
         bool vmm_forked, invocation_known, executed, connected, booted;
         bool asked_again;               /* for the InvocationID, which PID 1 had not answered */
         bool scope_pending;             /* PID 1 has been asked for the scope and has not made it yet */
@@ -53,7 +53,8 @@ typedef struct Step {
         bool waits;             /* most often its act gives STEP_WAITS */
 } Step;
 
-#define START_STEP_FORK 5       /* the one that makes the VMM's process */
+#define START_STEP_SHARES 5
+#define START_STEP_FORK 6       /* the one that makes the VMM's process */
 
 extern const Step start_steps[];
 extern const unsigned n_start_steps;

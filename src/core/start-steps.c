@@ -10,6 +10,7 @@
 #include "basic/pidfd-util.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
+#include "core/share.h"
 #include "core/start-private.h"
 #include "vmm/disk-check.h"
 
@@ -20,6 +21,16 @@
 
 /* clear: what is left of the last run */
 
+/* Of which nothing is known: there may be units of their names. */
+static int clear_shares(VM *vm) {
+        int r;
+
+        r = shares_prepare(vm);
+        for (size_t i = 0; r >= 0 && i < vm->n_shares; i++)
+                r = share_new_run(vm->shares + i);
+        return r;
+}
+
 static int step_clear(Start *s) {
         VM *vm = s->vm;
         int r;
@@ -28,10 +39,13 @@ static int step_clear(Start *s) {
                 if (vm->clean && !vm->slice_left)
                         return STEP_DONE;
                 r = vm_new_run(vm);
+                if (r >= 0)
+                        r = clear_shares(vm);
                 if (r < 0)
                         return start_errno(s, r, "can't clear what is left of the last run");
                 vm->run->status_told = true;
         }
+        shares_end(vm);
         run_end(vm->run);
         return STEP_WAITS;
 }
@@ -109,9 +123,22 @@ static int make_vmm_fd(Start *s, size_t i) {
                 return s->opens[i].fd = listen_in(vm->run_dir, vm->ops->socket, SOCK_STREAM);
         case LAUNCH_FD_EVENTS:
                 return s->opens[i].fd = fifo_in(vm->run_dir, VMM_EVENTS);
+        case LAUNCH_FD_SHARE:
+                return s->opens[i].fd = fcntl(share_client_fd(vm->shares + s->n_share_fds++), F_DUPFD_CLOEXEC, 3);
         default:
                 return 0;
         }
+}
+
+static int begin_shares(Start *s) {
+        VM *vm = s->vm;
+        int r;
+
+        r = shares_prepare(vm);
+        if (r < 0 || vm->n_shares == 0)
+                return r;
+        r = vm_new_run(vm); /* which waits for theirs, should they fail */
+        return r < 0 ? r : shares_begin(vm);
 }
 
 static int make_files(Start *s) {
@@ -131,6 +158,8 @@ static int make_files(Start *s) {
                 r = s->output_fd = create_in(vm->state_dir, "last-output.new");
         if (r >= 0)
                 r = s->exec_fd = listen_in(vm->run_dir, "exec", SOCK_SEQPACKET);
+        if (r >= 0)
+                r = begin_shares(s);
         for (size_t i = 0; r >= 0 && i < s->n_fds; i++)
                 r = make_vmm_fd(s, i);
         return r < 0 ? start_errno(s, r, "can't make its files") : STEP_DONE;
@@ -153,6 +182,7 @@ void start_undo_files(Start *s) {
 }
 
 static void undo_asked_and_files(Start *s) {
+        shares_end(s->vm);
         start_undo_open(s);
         start_undo_files(s);
         drop_rings(s->vm);
@@ -367,7 +397,7 @@ static int step_launch(Start *s) {
         int vmm_fds[SCM_FDS_MAX];
         int r;
 
-        r = vm_new_run(vm);
+        r = vm->run ? 0 : vm_new_run(vm);
         if (r < 0)
                 return start_errno(s, r, "can't start");
 
@@ -375,18 +405,25 @@ static int step_launch(Start *s) {
         if (r < 0)
                 return start_errno(s, r, "can't start the VMM's parent");
 
-        const int helper_fds[_HELPER_FD_MAX] = {
-                [HELPER_FD_CONTROL] = s->control_fd,
-                [HELPER_FD_EXEC] = s->exec_fd,
-                [HELPER_FD_EXIT] = s->exit_fd,
-                [HELPER_FD_CONSOLE_LOG] = s->console_fd,
-                [HELPER_FD_LAST_OUTPUT] = s->output_fd,
+        const StartParams p = {
+                .program = vm->ops->program,
+                .kind = s->plan->tty ? START_TTY : START_PIPES,
+                .argv = s->plan->argv,
+                .helper_fds = {
+                        [HELPER_FD_CONTROL] = s->control_fd,
+                        [HELPER_FD_EXEC] = s->exec_fd,
+                        [HELPER_FD_EXIT] = s->exit_fd,
+                        [HELPER_FD_CONSOLE_LOG] = s->console_fd,
+                        [HELPER_FD_LAST_OUTPUT] = s->output_fd,
+                },
+                .fds = vmm_fds,
+                .n_fds = s->n_fds,
+                .console_log_max = m->config->console_log_max,
         };
         r = list_vmm_fds(s, vmm_fds);
         if (r < 0)
                 return r;
-        r = launch_start(m->event, vm->ops->program, s->plan->argv, helper_fds, vmm_fds, s->n_fds, s->plan->tty,
-                         m->config->console_log_max, LAUNCHER_TIMEOUT_USEC, on_launched, s, &vm->run->launch);
+        r = launch_start(m->event, &p, LAUNCHER_TIMEOUT_USEC, on_launched, s, &vm->run->launch);
         if (r < 0)
                 return start_error(s, r, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
                                    "can't reach the launcher: %s; see systemctl status vmunit-launch.socket", strerror(-r));
@@ -405,6 +442,15 @@ static int append_resources(sd_bus_message *m, void *userdata) {
         return resources_append(&vm->definition->resources, m);
 }
 
+/* A unit of this name that this daemon has not made, or a reload of PID 1 has taken the process from the job. */
+void start_scope_refused(VM *vm, const Run *run, const sd_bus_error *error) {
+        Start *s = vm->start;
+
+        if (s && !s->cleared && !s->failing)
+                s->again = sd_bus_error_has_name(error, "org.freedesktop.systemd1.UnitExists") ||
+                        (sd_bus_error_has_name(error, VMUNIT_ERROR_BACKEND_FAILED) && !pidfd_dead(run->helper_pidfd));
+}
+
 static void on_scope(void *userdata, const sd_bus_error *error) {
         Start *s = userdata;
 
@@ -415,10 +461,7 @@ static void on_scope(void *userdata, const sd_bus_error *error) {
                 return;
         }
         if (error) {
-                /* A unit of this name that this daemon has not made, or a reload of PID 1 has taken the process from the job. */
-                s->again = !s->cleared && (sd_bus_error_has_name(error, "org.freedesktop.systemd1.UnitExists") ||
-                                           (sd_bus_error_has_name(error, VMUNIT_ERROR_BACKEND_FAILED) &&
-                                            !pidfd_dead(s->vm->run->helper_pidfd)));
+                start_scope_refused(s->vm, s->vm->run, error);
                 (void) start_error(s, -EIO, VMUNIT_ERROR_BACKEND_FAILED, "systemd does not start its scope: %s",
                                    error->message ?: error->name);
                 start_fail(s);
@@ -427,34 +470,49 @@ static void on_scope(void *userdata, const sd_bus_error *error) {
         start_continue(s);
 }
 
+int vm_start_scope(VM *vm, const Run *run, const char *description, systemd_done_cb cb, void *userdata, SystemdCall **ret) {
+        uint64_t stop = vm->definition->stop_timeout_usec;
+        uint64_t timeout = (run == vm->run ? 10 : 20) * USEC_PER_SEC; /* the VMM's ends first */
+        int r;
+
+        if (!vm->slice_description)
+                vm->slice_description = strjoinf("Slice of virtual machine %s", vm->rec.name);
+        if (!vm->slice_description)
+                return -ENOMEM;
+
+        const ScopeParams p = {
+                .scope = run->scope,
+                .slice = vm->slice,
+                .description = description,
+                .slice_description = vm->slice_description,
+                .pid = run->helper_pid,
+                .pidfd = run->helper_pidfd,
+                .timeout_stop_usec = stop == USEC_INFINITY ? USEC_INFINITY : stop + timeout,
+                .before = run == vm->run ? NULL : vm->scope,
+                .make_slice = !vm->slice_left && !vm->slice_made,
+                .append_slice = append_resources,
+                .append_userdata = vm,
+        };
+        r = systemd_start_scope(vm->manager->systemd, &p, cb, userdata, ret);
+        if (r >= 0)
+                vm->slice_made = true;
+        return r;
+}
+
 static int step_scope(Start *s) {
         VM *vm = s->vm;
         Run *run = vm->run;
-        uint64_t stop = vm->definition->stop_timeout_usec;
         int r;
 
         if (run->helper_dead)
                 return start_error(s, -ESRCH, VMUNIT_ERROR_BACKEND_FAILED, "the VMM's parent died before it got a scope");
 
         s->description = strjoinf("Virtual machine %s", vm->rec.name);
-        s->slice_description = strjoinf("Slice of virtual machine %s", vm->rec.name);
-        if (!s->description || !s->slice_description)
+        if (!s->description)
                 return start_errno(s, -ENOMEM, "can't start");
 
         run->in_scope = true; /* or so it may be: the undo asks PID 1 */
-        ScopeParams p = {
-                .scope = vm->scope,
-                .slice = vm->slice,
-                .description = s->description,
-                .slice_description = s->slice_description,
-                .pid = run->helper_pid,
-                .pidfd = run->helper_pidfd,
-                .timeout_stop_usec = stop == USEC_INFINITY ? USEC_INFINITY : stop + 10 * USEC_PER_SEC,
-                .make_slice = !vm->slice_left,
-                .append_slice = append_resources,
-                .append_userdata = vm,
-        };
-        r = systemd_start_scope(vm->manager->systemd, &p, on_scope, s, &s->call);
+        r = vm_start_scope(vm, run, s->description, on_scope, s, &s->call);
         if (r < 0)
                 return start_errno(s, r, "can't ask systemd for a scope");
         s->scope_pending = true;
@@ -464,6 +522,19 @@ static int step_scope(Start *s) {
 static void undo_scope(Start *s) {
         if (!s->scope_pending)
                 s->call = systemd_call_free(s->call);
+}
+
+/* shares: their virtiofsds answer before the VMM is there */
+
+void start_share_ready(VM *vm) {
+        Start *s = vm->start;
+
+        if (!s->failing && s->step == START_STEP_SHARES && shares_ready(vm))
+                start_continue(s);
+}
+
+static int step_shares(Start *s) {
+        return shares_ready(s->vm) ? STEP_DONE : STEP_WAITS;
 }
 
 /* fork: the VMM's process, in the scope, which waits for us */
@@ -628,6 +699,7 @@ const Step start_steps[] = {
         { "open", step_open, start_undo_open, true },
         { "launch", step_launch, start_undo_launch, true },
         { "scope", step_scope, undo_scope, true },
+        [START_STEP_SHARES] = { "shares", step_shares, NULL, false },
         [START_STEP_FORK] = { "fork", step_fork, NULL, true },
         { "exec", step_exec, NULL, true }, /* its interval is closed when nothing of it lives */
         { "connect", step_connect, undo_connect, true },

@@ -7,6 +7,7 @@
 #include "basic/fs-util.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
+#include "core/share.h"
 #include "core/start-private.h"
 
 /* How a start goes through its steps, fails, is cancelled, and what it does with news of the VMM meanwhile. */
@@ -58,7 +59,6 @@ Start *start_free(Start *s) {
         waiters_tell(&s->cancel_waiters, &e);
         sd_bus_error_free(&s->error);
         free(s->description);
-        free(s->slice_description);
         free(s->opens);
         free(s);
         return NULL;
@@ -180,9 +180,11 @@ static void start_rolled_back(Start *s) {
 
 static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata) {
         Start *s = userdata;
+        const char *share = s->step == START_STEP_SHARES ? shares_waited_for(s->vm) : NULL;
 
-        (void) start_error(s, -ETIMEDOUT, VMUNIT_ERROR_TIMEOUT, "did not run within %" PRIu64 " s; it hung in the step '%s'",
-                           s->vm->manager->config->start_timeout_usec / USEC_PER_SEC, start_steps[s->step].name);
+        (void) start_error(s, -ETIMEDOUT, VMUNIT_ERROR_TIMEOUT, "did not run within %" PRIu64 " s; it hung in the step '%s'%s%s",
+                           s->vm->manager->config->start_timeout_usec / USEC_PER_SEC, start_steps[s->step].name,
+                           share ? ": no answer from the virtiofsd of " : "", strempty(share));
         start_fail(s);
         return 0;
 }
@@ -202,10 +204,9 @@ static void start_anew(Start *s) {
         s->vmm_forked = s->invocation_known = s->executed = s->connected = s->booted = s->version_asked = false;
         s->kernel = (FileHead) {};
         sd_bus_error_free(&s->error);
-        s->n_fds = 0;
+        s->n_fds = s->n_share_fds = 0;
         free(TAKE_PTR(s->opens));
         free(TAKE_PTR(s->description));
-        free(TAKE_PTR(s->slice_description));
         if (sd_event_add_time_relative(s->vm->manager->event, &s->deadline, CLOCK_MONOTONIC,
                                        s->vm->manager->config->start_timeout_usec, 0, on_deadline, s) < 0)
                 vm_log(s->vm, LOG_WARNING, "no timer for the start");

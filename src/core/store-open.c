@@ -62,6 +62,10 @@ static const char *const migrations[] = {
         "CREATE INDEX usage_end ON usage (end_usec);"
         "CREATE TABLE counter (name TEXT PRIMARY KEY NOT NULL, next INTEGER NOT NULL);",
         "ALTER TABLE vm ADD COLUMN start_from TEXT NOT NULL DEFAULT 'Stopped';",
+        /* 0: none, as long as its row is being inserted */
+        "ALTER TABLE vm ADD COLUMN slot INTEGER NOT NULL DEFAULT 0;"
+        "UPDATE vm SET slot = (SELECT count(*) FROM vm AS v WHERE v.seq <= vm.seq);"
+        "CREATE UNIQUE INDEX vm_slot ON vm (slot) WHERE slot > 0;",
 };
 
 #define SCHEMA_VERSION ((int) ELEMENTSOF(migrations))

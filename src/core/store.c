@@ -14,6 +14,7 @@ static const char *const statement_table[_STATEMENT_MAX] = {
                 "INSERT INTO vm (id, name, created, owner, backend, intent, state, reason, message, state_since, "
                 "started, boot_id, exit_known, exit_code, exit_signal, restart_count, restart_at, start_from) "
                 "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+        [STATEMENT_SET_SLOT] = "UPDATE vm SET slot = ?2 WHERE id = ?1",
         [STATEMENT_INSERT_DEFINITION] = "INSERT INTO definition (vm_id, text, next_text) VALUES (?1, ?2, ?3)",
         [STATEMENT_UPDATE_VM] =
                 "UPDATE vm SET owner = ?2, backend = ?3, intent = ?4, state = ?5, reason = ?6, message = ?7, "
@@ -253,6 +254,19 @@ int store_end(Store *s, int r) {
         return r;
 }
 
+/* One after the other, so that none is soon used again, and the next one where another VM has it still. */
+static int take_slot(Store *s, VMRecord *r) {
+        for (uint64_t i = 0; i < VM_SLOTS_MAX; i++) {
+                int k;
+
+                r->slot = (uint32_t) ((r->seq - 1 + i) % VM_SLOTS_MAX + 1);
+                k = store_write(s, STATEMENT_SET_SLOT, NULL, "si", r->id, (int64_t) r->slot);
+                if (k != -EEXIST)
+                        return k;
+        }
+        return -EUSERS;
+}
+
 int store_insert_vm(Store *s, VMRecord *r) {
         int k;
 
@@ -264,7 +278,8 @@ int store_insert_vm(Store *s, VMRecord *r) {
         if (k < 0)
                 return k;
         r->seq = (uint64_t) sqlite3_last_insert_rowid(s->db);
-        return store_write(s, STATEMENT_INSERT_DEFINITION, NULL, "sss", r->id, r->definition, r->next_definition);
+        k = take_slot(s, r);
+        return k < 0 ? k : store_write(s, STATEMENT_INSERT_DEFINITION, NULL, "sss", r->id, r->definition, r->next_definition);
 }
 
 /* Id, name and time of creation never change. */
@@ -344,6 +359,7 @@ static int read_record(sqlite3_stmt *st, VMRecord *ret) {
         c.restart_count = sqlite3_column_int64(st, 17);
         c.restart_at = sqlite3_column_int64(st, 18);
         c.seq = (uint64_t) sqlite3_column_int64(st, 20);
+        c.slot = (uint32_t) sqlite3_column_int(st, 21);
 
         *ret = c;
         c = (VMRecord) {};
@@ -357,7 +373,7 @@ int store_foreach_vm(Store *s, int (*cb)(VMRecord *r, void *userdata), void *use
         /* LEFT: a VM whose definition is missing is an error, not a VM less */
         r = store_walk_new(s, "SELECT id, name, owner, text, next_text, backend, intent, state, reason, message, "
                               "state_since, created, started, boot_id, exit_known, exit_code, exit_signal, "
-                              "restart_count, restart_at, start_from, seq FROM vm LEFT JOIN definition ON vm_id = id ORDER BY seq",
+                              "restart_count, restart_at, start_from, seq, slot FROM vm LEFT JOIN definition ON vm_id = id ORDER BY seq",
                            &st, "");
         if (r < 0)
                 return r;

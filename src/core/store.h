@@ -6,6 +6,9 @@
 
 #include "basic/macro.h"
 
+/* Each VM has two ids of the block in basic/launch-protocol.h. */
+#define VM_SLOTS_MAX 32767U
+
 /* The durable facts, in SQLite: docs/architecture.md. WAL, synchronous=FULL, one transaction per transition. */
 
 typedef enum VMState {
@@ -24,6 +27,7 @@ VMState vm_state_from_string(const char *s);
 
 /* All that is known for good of one VM; strings are owned by the record. */
 typedef struct VMRecord {
+        uint32_t slot;          /* 1…VM_SLOTS_MAX, of no other VM as long as there is this one; set by store_insert_vm() */
         uint64_t seq;           /* counts the VMs there ever were, from 1; set by store_insert_vm() */
         char id[37];            /* a UUID in its text form, lower case */
         char *name;

@@ -3,7 +3,7 @@
 #include "basic/json-util.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
-#include "core/vm-private.h"
+#include "core/share.h"
 
 /* Update: a merge patch on the definition, all or nothing. */
 
@@ -98,6 +98,8 @@ static int merge_next(VM *vm, const char *patch, char **ret, sd_bus_error *error
         if (r < 0)
                 return r;
         r = manager_check_definition(vm->manager, merged, error);
+        if (r >= 0)
+                r = shares_check(vm->manager, vm->rec.name, merged, error);
         if (r < 0)
                 return r;
         r = definition_format(merged, ret);
@@ -132,6 +134,8 @@ static int update_dead(VM *vm, const char *patch, sd_bus_error *error) {
         if (r < 0)
                 return r;
         r = manager_check_definition(vm->manager, d, error);
+        if (r >= 0)
+                r = shares_check(vm->manager, vm->rec.name, d, error);
         if (r < 0)
                 return r;
         if (vm_keeps_backend(vm, d) && !names_backend(patch))

@@ -45,6 +45,13 @@ int vm_recall(VM *vm);
 int write_error(int r, sd_bus_error *error);
 
 /* vm-run.c: the VMM and its connection */
+/* Systemd wants one of its scopes to stop. */
+void vm_stop_asked(VM *vm);
+/* Asks PID 1 for the scope of one of its runs, whose helper is there, and with the first for the slice. The strings are the caller's, as
+ * long as the call. */
+int vm_start_scope(VM *vm, const Run *run, const char *description, systemd_done_cb cb, void *userdata, SystemdCall **ret);
+/* What its virtiofsds are on the host, where they are one owner's */
+uint32_t vm_share_id(const VM *vm);
 int vm_connect(VM *vm);
 /* The same now, and if it fails again later */
 void vm_try_connect(VM *vm);
@@ -98,6 +105,10 @@ bool start_ends_in_error(const VM *vm, bool by_itself);
 bool start_owns_run(const VM *vm);
 /* cb: told when it is rolled back; by: CALL_STOP, CALL_KILL or CALL_REMOVE_FORCE */
 int start_cancel(VM *vm, VMCall by, bool keep_intent, done_cb cb, void *userdata);
+/* A share's virtiofsd answers. */
+void start_share_ready(VM *vm);
+/* PID 1 has not made the scope of one of the VM's runs: what is in its way may be cleared, and all begun anew. */
+void start_scope_refused(VM *vm, const Run *run, const sd_bus_error *error);
 void start_vmm_event(VM *vm, VMMEvent event, VMMState state, int error);
 void start_run_died(VM *vm);
 void start_run_status(VM *vm);

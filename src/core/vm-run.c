@@ -10,6 +10,7 @@
 #include "basic/string-util.h"
 #include "bus/error-names.h"
 #include "core/message-ids.h"
+#include "core/share.h"
 #include "core/vm-private.h"
 
 /* A VM's live side: what its VMM says, how it ends, and how a daemon that comes back finds it again. */
@@ -65,6 +66,11 @@ static VMMEvent death_cause(VM *vm) {
 }
 
 static void vm_show_death(VM *vm) {
+        if (vm->share_lost) {
+                (void) vm_transition(vm, TRANSITION_VIRTIOFSD_CRASHED, INTENT_KEEP, "The virtiofsd of its share %s has died",
+                                     vm->share_lost);
+                return;
+        }
         switch (death_cause(vm)) {
         case VMM_EVENT_GUEST_SHUTDOWN:
                 (void) vm_transition(vm, TRANSITION_GUEST_SHUTDOWN, false, "The guest has powered off");
@@ -215,13 +221,15 @@ static void on_system_state(void *userdata, const char *value, const sd_bus_erro
                 (void) vm_stop(vm, 0, VM_STOP_TIMEOUT_DEFAULT, shutdown, NULL, NULL, NULL);
 }
 
-static void on_stop_asked(void *userdata) {
-        VM *vm = userdata;
-
+void vm_stop_asked(VM *vm) {
         if (vm->stop_query)
                 return;
         if (systemd_get_manager(vm->manager->systemd, "SystemState", on_system_state, vm, &vm->stop_query) < 0)
                 on_system_state(vm, NULL, NULL);
+}
+
+static void on_stop_asked(void *userdata) {
+        vm_stop_asked(userdata);
 }
 
 static void on_gone(void *userdata) {
@@ -256,6 +264,7 @@ static const RunHandler run_handler = {
 
 void vm_end_run(VM *vm) {
         vm_disconnect(vm);
+        shares_end(vm);
         if (vm->run)
                 run_end(vm->run);
 }
@@ -460,6 +469,9 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
                 reboot_pressed(vm);
                 vm_note(vm, "power-button", "The power button was pressed");
                 break;
+        case VMM_EVENT_GUEST_RESETS:
+                shares_renew(vm);
+                break;
         case VMM_EVENT_GUEST_RESET:
                 vm->last_event = _VMM_EVENT_MAX;
                 vm_note(vm, "guest-reset", "The guest was reset");
@@ -519,6 +531,9 @@ int vm_new_run(VM *vm) {
         vm->run->scope = vm->scope;
         vm->run->slice = vm->slice;
         vm->run->run_dir = vm->run_dir;
+        vm->run->n_others = &vm->n_share_runs;
+        vm->slice_made = false;
+        free(TAKE_PTR(vm->share_lost));
         return 0;
 }
 
@@ -554,6 +569,8 @@ static int found_alive(VM *vm) {
         }
         if (vm->run->helper_dead)
                 run_kill(vm->run); /* as when its parent dies before our eyes */
+        vm->slice_made = true;
+        shares_take_over(vm);
         if (vm->manager->connects)
                 vm_try_connect(vm);
 
@@ -631,6 +648,22 @@ static void found_dead(VM *vm) {
         vm_end_run(vm);
 }
 
+/* Before it is known whether the VM lives: what is found of them is ended with it, if not. */
+static int find_shares(VM *vm) {
+        int r, k;
+
+        r = shares_find(vm);
+        for (size_t i = 0; r >= 0 && i < vm->n_shares; i++) {
+                r = share_new_run(vm->shares + i);
+                k = r < 0 ? r : run_find(vm->shares[i].run, vm->manager->boot_id);
+                if (r >= 0 && k < 0)
+                        vm->shares[i].run->dead = true;
+        }
+        if (r < 0)
+                vm_log(vm, LOG_ERR, "can't look for its shares: %s", strerror(-r));
+        return r;
+}
+
 static bool other_boot(const VM *vm) {
         return vm->rec.boot_id[0] && !streq(vm->rec.boot_id, vm->manager->boot_id);
 }
@@ -657,6 +690,7 @@ int vm_take_over(VM *vm) {
                 return 0;
         }
         (void) FAULT_POINT("takeover.found", FAULT_VMM, vm_leader_pid(vm));
+        (void) find_shares(vm);
         if (r < 0)
                 found_dead(vm);
         else {

@@ -10,6 +10,7 @@
 #include "basic/string-util.h"
 #include "bus/error-names.h"
 #include "core/message-ids.h"
+#include "core/share.h"
 #include "core/vm-private.h"
 
 #define RUN_VMS_DIR "/run/vmunit/vms"
@@ -29,7 +30,10 @@ VM *vm_free(VM *vm) {
         vm_disconnect(vm);
         start_free(vm->start);
         stop_free(vm->stop);
+        shares_free(vm);
         run_free(vm->run);
+        free(vm->share_lost);
+        free(vm->slice_description);
         sd_event_source_disable_unref(vm->retry);
         sd_event_source_disable_unref(vm->call_timer);
         sd_event_source_disable_unref(vm->reconnect);

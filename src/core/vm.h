@@ -30,6 +30,12 @@ struct VM {
         Start *start;                   /* what a start has built so far, while it goes on */
         Stop *stop;                     /* a stop, kill or reboot under way */
         Run *run;                       /* the VMM's processes and units, also while they go away */
+        struct Share *shares;           /* its shared folders that are in use, or going away */
+        size_t n_shares;
+        unsigned n_share_runs;          /* those of them of which something is there */
+        char *share_lost;               /* the tag of one that has died, which the VM must not outlive */
+        bool slice_made;                /* PID 1 has been asked for it, in this run */
+        char *slice_description;
         VMM *vmm;                       /* its API, NULL when not connected */
         const VMMOps *ops;              /* of the back end chosen, or NULL */
         VMMState vmm_state;             /* what it said last */

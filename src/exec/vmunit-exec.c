@@ -18,12 +18,14 @@
 #include "basic/pidfd-util.h"
 #include "basic/process-util.h"
 #include "exec/console.h"
+#include "exec/walls.h"
 
 typedef struct Vmm {
         char *program;
         char **argv;
-        int n_fds;
+        int n_fds, first_fd;    /* its own, as they came */
         bool tty;
+        const Walls *walls;     /* or NULL */
         int in, out, err;       /* its ends of the pipes, or of the terminal */
         int sync;               /* the child's end: `go` comes in, an error goes out, execve(2) closes it */
 } Vmm;
@@ -79,11 +81,11 @@ static char **read_argv(void) {
 static int arrange_fds(Vmm *v) {
         int end = 3 + v->n_fds, sync;
 
-        sync = fcntl(v->sync, F_DUPFD_CLOEXEC, EXEC_FD_VMM + v->n_fds);
+        sync = fcntl(v->sync, F_DUPFD_CLOEXEC, v->first_fd + v->n_fds);
         if (sync < 0 || dup2(v->in, 0) < 0 || dup2(v->out, 1) < 0 || dup2(v->err, 2) < 0)
                 return -errno;
         for (int i = 0; i < v->n_fds; i++)
-                if (dup2(EXEC_FD_VMM + i, 3 + i) < 0)
+                if (dup2(v->first_fd + i, 3 + i) < 0)
                         return -errno;
         if (dup3(sync, end, O_CLOEXEC) < 0)
                 return -errno;
@@ -91,18 +93,28 @@ static int arrange_fds(Vmm *v) {
         return close_range((unsigned) end + 1, ~0U, 0) < 0 ? -errno : 0;
 }
 
-static _Noreturn void run_vmm(Vmm *v, pid_t parent) {
-        struct { int32_t error; char stage[16]; } bad = { .stage = "fds" };
+/* Told to go by a parent that lives still */
+static bool may_go(int sync) {
         char go;
 
-        bad.error = arrange_fds(v);
+        return recv(sync, &go, 1, 0) == 1 && recv(sync, &go, 1, MSG_DONTWAIT) < 0;
+}
+
+static _Noreturn void run_vmm(Vmm *v) {
+        struct { int32_t error; char stage[16]; } bad = { .stage = "walls" };
+
+        bad.error = v->walls ? walls_enter(v->walls) : walls_filter_vmm();
+        if (bad.error == 0) {
+                strcpy(bad.stage, "fds");
+                bad.error = arrange_fds(v);
+        }
         if (bad.error == 0) {
                 reset_signals();
                 (void) setsid();
 
                 /* Last, for a change of ids or capabilities would undo it. */
                 (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-                if (getppid() != parent || recv(v->sync, &go, 1, 0) != 1)
+                if (!may_go(v->sync))
                         _exit(EXIT_FAILURE);
 
                 execv(v->program, v->argv);
@@ -151,7 +163,7 @@ static int make_pipes(Console *c, Vmm *v) {
 
 static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
         int sync[2], r;
-        pid_t pid, self = getpid();
+        pid_t pid;
 
         r = v->tty ? make_tty(c, v) : make_pipes(c, v);
         if (r < 0)
@@ -163,18 +175,18 @@ static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
                 fail(-errno, "socketpair");
 
         v->sync = sync[1];
-        pid = fork();
+        pid = v->walls ? walls_fork() : fork();
         if (pid < 0)
                 fail(-errno, "fork");
         if (pid == 0)
-                run_vmm(v, self);
+                run_vmm(v);
 
         *ret_pidfd = pidfd_open_pid(pid);
         if (*ret_pidfd < 0)
                 fail(*ret_pidfd, "pidfd_open");
         close_many((int[]) { v->in, v->out, v->err, v->sync, EXEC_FD_ARGV }, 5);
-        for (int i = 0; i < v->n_fds; i++)
-                safe_close(EXEC_FD_VMM + i);
+        for (int fd = EXEC_FD_VMM; fd < v->first_fd + v->n_fds; fd++)
+                safe_close(fd);
         *ret_sync = sync[0];
         return pid;
 }
@@ -206,6 +218,13 @@ static void write_exit(pid_t pid) {
         (void) loop_write(EXEC_FD_EXIT, &record, sizeof(record));
 }
 
+/* A virtiofsd's fds begin with its share and the user namespace that it is root of. */
+static Walls share_walls = {
+        .tree = EXEC_FD_VMM,
+        .target = EXEC_SHARE,
+        .userns = EXEC_FD_VMM + 1,
+};
+
 int main(int argc, char *argv[]) {
         static Console c;
         int sync, pidfd, r;
@@ -214,7 +233,13 @@ int main(int argc, char *argv[]) {
 
         if (argc != 5)
                 return EXIT_FAILURE;
-        v = (Vmm) { .program = argv[1], .n_fds = atoi(argv[3]), .tty = strcmp(argv[4], "tty") == 0, .argv = read_argv() };
+        v = (Vmm) { .program = argv[1], .n_fds = atoi(argv[3]), .first_fd = EXEC_FD_VMM, .argv = read_argv() };
+        v.tty = strcmp(argv[4], "tty") == 0;
+        if (strcmp(argv[4], "share") == 0) {
+                share_walls.program = v.program;
+                v.walls = &share_walls;
+                v.first_fd += 2;
+        }
         if (!v.argv)
                 fail(-EINVAL, "argv");
 
@@ -225,6 +250,9 @@ int main(int argc, char *argv[]) {
         ring_init(&c.log, EXEC_FD_CONSOLE_LOG, strtoull(argv[2], NULL, 10));
         ring_init(&c.last_output, EXEC_FD_LAST_OUTPUT, LAST_OUTPUT_MAX);
 
+        r = v.walls ? walls_build(v.walls) : 0; /* while PID 1 makes the scope */
+        if (r < 0)
+                fail(r, "walls");
         wait_for(EXEC_FORK);
         pid = fork_vmm(&v, &c, &sync, &pidfd);
         say(EXEC_FORKED, pid, 0, "", pidfd);

@@ -10,6 +10,7 @@
 #include "basic/pidfd-util.h"
 #include "basic/process-util.h"
 #include "basic/program-util.h"
+#include "launch/launch-share.h"
 #include "launch/launch.h"
 
 #define VMM_FDS_MAX (SCM_FDS_MAX - _HELPER_FD_MAX)
@@ -20,17 +21,28 @@
 /* A VMM that is root's: it opens its kernel by /proc/self/fd, also where the file is not root's, and forwards ports. */
 #define VMM_RIGHTS (CAP_BIT(CAP_DAC_READ_SEARCH) | CAP_BIT(CAP_NET_BIND_SERVICE))
 
-/* What a VMM may be given: files, disks, the listening socket of its API, and the FIFO where it tells of itself. */
+/* To build the walls of a virtiofsd; it keeps none of them outside of its user namespace. */
+#define WALLS_RIGHTS (CAP_BIT(CAP_SYS_ADMIN) | CAP_BIT(CAP_SETUID) | CAP_BIT(CAP_SETGID) | CAP_BIT(CAP_MKNOD))
+
+/* What a VMM may be given: files, disks, the listening socket of its API, the FIFO where it tells of itself, and connections to its
+ * virtiofsds, who get a listening one. */
 static bool is_vmm_fd(int fd) {
         struct stat st;
         int flags = fcntl(fd, F_GETFL);
 
         if (flags < 0 || (flags & O_PATH) || fstat(fd, &st) < 0)
                 return false;
-        return S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISFIFO(st.st_mode) || fd_is_unix_socket(fd, SOCK_STREAM, 1);
+        return S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISFIFO(st.st_mode) || fd_is_unix_socket(fd, SOCK_STREAM, true) ||
+                fd_is_unix_socket(fd, SOCK_STREAM, false);
 }
 
-static bool fds_valid(const Request *r, size_t n_vmm) {
+static bool is_directory(int fd) {
+        struct stat st;
+
+        return fstat(fd, &st) >= 0 && S_ISDIR(st.st_mode);
+}
+
+static bool fds_valid(const Request *r, size_t n_vmm, bool share) {
         if (n_vmm > VMM_FDS_MAX || r->n_fds != _HELPER_FD_MAX + n_vmm)
                 return false;
         if (!fd_is_unix_socket(r->fds[HELPER_FD_CONTROL], SOCK_SEQPACKET, 0) ||
@@ -40,9 +52,19 @@ static bool fds_valid(const Request *r, size_t n_vmm) {
             !fd_is_writable_file(r->fds[HELPER_FD_LAST_OUTPUT]))
                 return false;
         for (size_t i = 0; i < n_vmm; i++)
-                if (!is_vmm_fd(r->fds[_HELPER_FD_MAX + i]))
+                if (share && i == 0 ? !is_directory(r->fds[_HELPER_FD_MAX]) : !is_vmm_fd(r->fds[_HELPER_FD_MAX + i]))
                         return false;
-        return true;
+        return !share || n_vmm > 0;
+}
+
+/* One id of the VMs' block for a user's, all of the next block for root's */
+static bool share_valid(const ShareRequest *s) {
+        if (s->readonly > 1 || s->reserved != 0)
+                return false;
+        if (s->count == SHARE_IDS)
+                return s->base == VM_IDS_BASE + SHARE_IDS && s->uid == 0 && s->gid == 0;
+        return s->count == 1 && s->base > VM_IDS_BASE && s->base < VM_IDS_BASE + SHARE_IDS && s->uid != 0 &&
+                s->uid != (uint32_t) -1 && s->gid != (uint32_t) -1;
 }
 
 static bool argv_valid(const char *argv, size_t size) {
@@ -58,28 +80,34 @@ static bool argv_valid(const char *argv, size_t size) {
 static int validate(const Request *r) {
         const StartRequest *q = (const StartRequest *) r->header;
 
-        if (r->size < sizeof(*q) || q->argv_size != r->size - sizeof(*q) || q->tty > 1 ||
+        bool share;
+
+        if (r->size < sizeof(*q) || q->argv_size != r->size - sizeof(*q) || q->kind >= _START_KIND_MAX ||
             q->console_log_max < CONSOLE_LOG_SIZE_MIN || q->console_log_max > CONSOLE_LOG_SIZE_MAX)
                 return -EINVAL;
-        return argv_valid(q->argv, q->argv_size) && fds_valid(r, q->n_fds) ? 0 : -EINVAL;
+        share = q->kind == START_SHARE;
+        if (share != (q->program == PROGRAM_VIRTIOFSD) || (share && !share_valid(&q->share)))
+                return -EINVAL;
+        return argv_valid(q->argv, q->argv_size) && fds_valid(r, q->n_fds, share) ? 0 : -EINVAL;
 }
 
-static _Noreturn void run_helper(const char *exec_path, const char *program, const StartRequest *q, const int *fds) {
+static _Noreturn void run_helper(const char *exec_path, const char *program, const StartRequest *q, const int *fds, size_t n) {
+        static const char *const kinds[] = { [START_PIPES] = "pipes", [START_TTY] = "tty", [START_SHARE] = "share" };
         char log_max[24], n_fds[12];
-        char *argv[] = { (char *) "vmunit-exec", (char *) program, log_max, n_fds, (char *) (q->tty ? "tty" : "pipes"), NULL };
+        char *argv[] = { (char *) "vmunit-exec", (char *) program, log_max, n_fds, (char *) kinds[q->kind], NULL };
         char *env[] = { (char *) "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", NULL };
         int null, r;
 
         (void) snprintf(log_max, sizeof(log_max), "%" PRIu64, q->console_log_max);
-        (void) snprintf(n_fds, sizeof(n_fds), "%" PRIu32, q->n_fds);
+        (void) snprintf(n_fds, sizeof(n_fds), "%" PRIu32, q->n_fds - (q->kind == START_SHARE));
 
         reset_process();
         null = open("/dev/null", O_RDWR | O_CLOEXEC);
         r = null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 ? -errno : 0;
         if (r == 0)
-                r = place_fds(fds, EXEC_FD_VMM - EXEC_FD_CONTROL + q->n_fds);
+                r = place_fds(fds, n);
         if (r == 0)
-                r = cap_confine(VMM_RIGHTS);
+                r = cap_confine(q->kind == START_SHARE ? WALLS_RIGHTS : VMM_RIGHTS);
         if (r == 0) {
                 reset_signals();
                 (void) execve(exec_path, argv, env);
@@ -93,8 +121,9 @@ static _Noreturn void run_helper(const char *exec_path, const char *program, con
 
 static int start_helper(const Request *r, const Config *config, const char *exec_path, pid_t *ret_pid) {
         const StartRequest *q = (const StartRequest *) r->header;
-        _cleanup_close_ int argv_fd = -EBADF;
-        int fds[SCM_FDS_MAX + 1], k;
+        _cleanup_close_ int argv_fd = -EBADF, tree = -EBADF, userns = -EBADF;
+        int fds[SCM_FDS_MAX + 2], k;
+        size_t n = 0, first = _HELPER_FD_MAX;
         char program[PATH_MAX];
         struct stat st;
         pid_t pid;
@@ -110,15 +139,24 @@ static int start_helper(const Request *r, const Config *config, const char *exec
                 return argv_fd;
 
         /* In the order of EXEC_FD_* */
-        memcpy(fds, r->fds, _HELPER_FD_MAX * sizeof(int));
-        fds[_HELPER_FD_MAX] = argv_fd;
-        memcpy(fds + _HELPER_FD_MAX + 1, r->fds + _HELPER_FD_MAX, q->n_fds * sizeof(int));
+        for (; n < _HELPER_FD_MAX; n++)
+                fds[n] = r->fds[n];
+        fds[n++] = argv_fd;
+        if (q->kind == START_SHARE) {
+                k = share_open(r->fds[first++], &q->share, &tree, &userns);
+                if (k < 0)
+                        return k;
+                fds[n++] = tree;
+                fds[n++] = userns;
+        }
+        for (; first < r->n_fds; first++)
+                fds[n++] = r->fds[first];
 
         pid = fork();
         if (pid < 0)
                 return -errno;
         if (pid == 0)
-                run_helper(exec_path, program, q, fds);
+                run_helper(exec_path, program, q, fds, n);
         *ret_pid = pid;
         return pidfd_open_pid(pid);
 }

@@ -49,6 +49,7 @@ void open_run(int sock, const Request *r) {
 
         if (fd >= 0) {
                 reply.mode = st.st_mode;
+                reply.gid = getgid();
                 reply.size = (uint64_t) st.st_size;
                 reply.head_size = (uint32_t) MAX(pread(fd, reply.head, sizeof(reply.head), 0), 0);
         }

@@ -26,8 +26,8 @@ static int check_networks(const Definition *d, sd_bus_error *error) {
 }
 
 static int check_disks(const Definition *d, const char *version, sd_bus_error *error) {
-        if (d->n_disks + d->vsock > PCI_SLOTS_MAX)
-                return vmm_refuse(error, "disks: Cloud Hypervisor takes at most %u, less one for a vsock", PCI_SLOTS_MAX);
+        if (d->n_disks + d->n_filesystems + d->vsock > PCI_SLOTS_MAX)
+                return vmm_refuse(error, "disks: Cloud Hypervisor takes at most %u disks, filesystems and a vsock in all", PCI_SLOTS_MAX);
         if (d->n_disks > 0 && !isempty(version) && strverscmp(version, CLOUD_HYPERVISOR_DISKS_VERSION) < 0)
                 return vmm_refuse(error, "disks: Cloud Hypervisor %s takes the type of an image from what its guest writes there, "
                                   "which is not safe; " CLOUD_HYPERVISOR_DISKS_VERSION " and later can be told", version);
@@ -41,8 +41,6 @@ int cloud_hypervisor_check(const Definition *d, const char *version, sd_bus_erro
                 return vmm_refuse(error, "accel: cloud-hypervisor needs KVM; \"tcg\" is QEMU's");
         if (d->cpus > CPUS_MAX)
                 return vmm_refuse(error, "cpus: Cloud Hypervisor runs at most %u", CPUS_MAX);
-        if (d->n_filesystems > 0)
-                return vmm_refuse(error, "filesystems: not supported yet");
 
         r = check_disks(d, version, error);
         if (r >= 0)
@@ -118,6 +116,27 @@ static int put_disks(LaunchPlan *plan, json_object *config, const Definition *d)
         return r;
 }
 
+/* It connects by itself, at each start of its guest. */
+static int put_filesystem(json_object *array, const LaunchParams *p, size_t i) {
+        const char *tag = p->definition->filesystems[i].tag;
+        _cleanup_free_ char *id = strjoinf("share%zu", i), *path = strjoinf("%s/" VMM_SHARE, p->run_dir, tag);
+        json_object *o = append_object(array);
+
+        return id && path && o && json_put_string(o, "id", id) && json_put_string(o, "tag", tag) && json_put_string(o, "socket", path) ?
+                0 : -ENOMEM;
+}
+
+static int put_filesystems(json_object *config, const LaunchParams *p) {
+        json_object *array = json_object_new_array();
+        int r = 0;
+
+        if (!json_put(config, "fs", array))
+                return -ENOMEM;
+        for (size_t i = 0; r >= 0 && i < p->definition->n_filesystems; i++)
+                r = put_filesystem(array, p, i);
+        return r;
+}
+
 /* Its own kind of vsock: a UNIX socket that it makes, and makes anew at each reset. */
 static int put_vsock(json_object *config, const LaunchParams *p) {
         _cleanup_free_ char *path = strjoinf("%s/" VMM_VSOCK, p->run_dir);
@@ -138,6 +157,7 @@ static int put_machine(json_object *config, const LaunchParams *p) {
             !json_put_int(cpus, "boot_vcpus", d->cpus) ||
             !json_put_int(cpus, "max_vcpus", d->cpus) ||
             !json_put_int(memory, "size", (int64_t) d->memory) ||
+            (d->n_filesystems > 0 && !json_put_bool(memory, "shared", true)) || /* virtiofsd reads and writes it */
             !json_put_string(serial, "mode", "Tty") ||
             !json_put_string(console, "mode", "Off") || /* a terminal by default */
             !json_put_bool(config, "pvpanic", true) ||
@@ -158,6 +178,8 @@ static int put_config(LaunchPlan *plan, const LaunchParams *p) {
                 r = put_payload(plan, config, p->definition);
         if (r >= 0 && p->definition->n_disks > 0)
                 r = put_disks(plan, config, p->definition);
+        if (r >= 0 && p->definition->n_filesystems > 0)
+                r = put_filesystems(config, p);
         if (r >= 0 && p->definition->vsock)
                 r = put_vsock(config, p);
         if (r < 0)

@@ -25,7 +25,7 @@ typedef struct Context {
 } Context;
 
 static size_t n_devices(const Definition *d) {
-        return d->n_disks + d->n_networks + d->vsock;
+        return d->n_disks + d->n_filesystems + d->n_networks + d->vsock;
 }
 
 static bool is_firmware(const Definition *d, const char *name) {
@@ -35,10 +35,8 @@ static bool is_firmware(const Definition *d, const char *name) {
 int qemu_check(const Definition *d, const char *version, sd_bus_error *error) {
         if (d->cpus > CPUS_MAX)
                 return vmm_refuse(error, "cpus: QEMU runs at most %u", CPUS_MAX);
-        if (d->n_filesystems > 0)
-                return vmm_refuse(error, "filesystems: not supported yet");
         if (n_devices(d) > PCI_SLOTS_MAX)
-                return vmm_refuse(error, "%s: QEMU takes at most %u disks, networks and a vsock in all",
+                return vmm_refuse(error, "%s: QEMU takes at most %u disks, filesystems, networks and a vsock in all",
                         d->n_disks >= d->n_networks ? "disks" : "networks", PCI_SLOTS_MAX);
 
         for (size_t i = 0; i < d->n_networks; i++)
@@ -108,17 +106,22 @@ static int add_identity(Context *c) {
         return add(c, "-uuid", c->params->id);
 }
 
+/* virtiofsd reads and writes the guest's memory. */
+static const char *shared_memory(const Context *c) {
+        return c->definition->n_filesystems > 0 ? ",memory-backend=memory" : "";
+}
+
 static int add_machine(Context *c) {
         int r;
 
         if (!c->microvm)
                 /* Without graphics SeaBIOS and boot loaders come to the serial port. A guest that suspends itself could
                  * only be woken by QMP. */
-                r = addf(c, "-machine", "q35%s%s", c->definition->kernel ? "" : ",graphics=off",
-                         is_firmware(c->definition, "uefi") ? ",pflash0=firmware" : "");
+                r = addf(c, "-machine", "q35%s%s%s", c->definition->kernel ? "" : ",graphics=off",
+                         is_firmware(c->definition, "uefi") ? ",pflash0=firmware" : "", shared_memory(c));
         else
-                r = addf(c, "-machine", "microvm,acpi=on,ioapic2=%s",
-                         n_devices(c->definition) > MMIO_SLOTS_FEW ? "on" : "off");
+                r = addf(c, "-machine", "microvm,acpi=on,ioapic2=%s%s",
+                         n_devices(c->definition) > MMIO_SLOTS_FEW ? "on" : "off", shared_memory(c));
         if (r < 0)
                 return r;
 
@@ -141,7 +144,10 @@ static int add_processor(Context *c) {
         r = addf(c, "-smp", "%u", c->definition->cpus);
         if (r < 0)
                 return r;
-        return addf(c, "-m", "%" PRIu64 "M", c->definition->memory >> 20);
+        r = addf(c, "-m", "%" PRIu64 "M", c->definition->memory >> 20);
+        if (r < 0 || c->definition->n_filesystems == 0)
+                return r;
+        return addf(c, "-object", "memory-backend-memfd,id=memory,size=%" PRIu64 "M,share=on", c->definition->memory >> 20);
 }
 
 /* A file that QEMU opens by a name, when it has no notion of fds there. */
@@ -340,6 +346,17 @@ static int add_network(Context *c, const Network *n) {
         return add_json(c, "-device", o);
 }
 
+static int add_filesystem(Context *c, size_t i) {
+        int r, fd;
+
+        fd = launch_plan_add_fd(c->plan, LAUNCH_FD_SHARE);
+        if (fd < 0)
+                return fd;
+        r = addf(c, "-chardev", "socket,id=share%zu,fd=%d", i, fd);
+        return r < 0 ? r : addf(c, "-device", "vhost-user-fs-%s,chardev=share%zu,tag=%s", c->microvm ? "device" : "pci", i,
+                                c->definition->filesystems[i].tag);
+}
+
 static int add_vsock(Context *c) {
         return addf(c, "-device", "vhost-vsock-%s,guest-cid=%" PRIu32, c->microvm ? "device" : "pci", c->params->cid);
 }
@@ -355,6 +372,8 @@ static int fill(Context *c) {
                 r = steps[i](c);
         for (size_t i = 0; r >= 0 && i < c->definition->n_disks; i++)
                 r = add_disk(c, i);
+        for (size_t i = 0; r >= 0 && i < c->definition->n_filesystems; i++)
+                r = add_filesystem(c, i);
         for (size_t i = 0; r >= 0 && i < c->definition->n_networks; i++)
                 r = add_network(c, c->definition->networks + i);
         if (r >= 0 && c->definition->vsock)

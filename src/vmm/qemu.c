@@ -655,7 +655,7 @@ const VMMOps qemu_ops = {
         .program = PROGRAM_QEMU,
         .socket = "qmp",
         .features = (const VMMFeature[]) {
-                { "disks" }, { "qcow2" }, { "bios" }, { "uefi" }, { "firmware" }, { "user-network" }, { "vsock" }, { "tcg" },
+                { "disks" }, { "qcow2" }, { "bios" }, { "uefi" }, { "firmware" }, { "filesystems" }, { "user-network" }, { "vsock" }, { "tcg" },
                 { "power-button" }, { "reset" }, { "reboot-in-place" }, {},
         },
         .needs_vhost_vsock = true,

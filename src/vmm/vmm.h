@@ -18,9 +18,11 @@ typedef enum LaunchFdType {
         LAUNCH_FD_EVENTS,       /* both ends of the FIFO VMM_EVENTS, where it tells of itself: what comes while no daemon listens
                                  * waits there */
         LAUNCH_FD_CONFIG,       /* a file with LaunchPlan.config */
+        LAUNCH_FD_SHARE,        /* a connection to the virtiofsd of a share, in the order of the definition */
 } LaunchFdType;
 
 #define VMM_EVENTS "events"     /* in the VM's directory below /run */
+#define VMM_SHARE "fs-%s/socket" /* there too: where the virtiofsd of a tag listens, for VMMOps.connects_shares */
 #define VMM_VSOCK "vsock"       /* there too: where a VMM that has its own kind of vsock listens */
 
 typedef struct LaunchFd {
@@ -79,7 +81,8 @@ typedef enum VMMEvent {
         VMM_EVENT_IO_ERROR,             /* a disk error has stopped it */
         VMM_EVENT_POWER_BUTTON,         /* pressed */
         VMM_EVENT_GUEST_SHUTDOWN,       /* the guest powers off; the process ends by itself */
-        VMM_EVENT_GUEST_RESET,
+        VMM_EVENT_GUEST_RESETS,         /* will be reset: a VMM that connects to shares by itself does so anew */
+        VMM_EVENT_GUEST_RESET,          /* was */
         VMM_EVENT_GUEST_PANICKED,
         VMM_EVENT_SHUTDOWN,             /* the process ends by quit or a signal */
         VMM_EVENT_EXITED,               /* the process ends in good order, and why it does not tell */
@@ -134,6 +137,7 @@ struct VMMOps {
         const char *version_min; /* NULL: any will do, and what it can do does not depend on it */
         bool needs_kvm;
         bool needs_vhost_vsock; /* for a vsock: the host's device */
+        bool connects_shares;   /* itself, and anew when its guest reboots; else it is given the connections */
         bool tells_end;         /* its last event tells why it ends, so one that ends without has crashed; else the exit status tells */
 
         /* 0, or -EOPNOTSUPP with VMUNIT_ERROR_NOT_SUPPORTED, the message beginning with the path ("filesystems: …"). version:

@@ -158,7 +158,9 @@ def _():
     with tempfile.TemporaryDirectory() as directory:
         for file in ("vmlinuz", "a,b.raw"):
             open(os.path.join(directory, file), "w").close()
+        os.mkdir(os.path.join(directory, "shared"))
         assert not good("create", "--cpus=2", name, "--memory", "64M", "--kernel", "vmlinuz", "--cmdline", "a b=c",
+                        "--share=all=shared", "--share", "a-b=/usr/share:ro",
                         "--disk=a,,b.raw,readonly,name=data", "--forward", "12222:22", "--accel=tcg", "--label=team=web=1",
                         "--backend=qemu", "--forward=127.0.0.2:1053:53/udp", "--stop-timeout=5s", cwd=directory)
     vm = manager.vm(name)
@@ -168,8 +170,15 @@ def _():
     assert [(x["name"], x["path"], x["readonly"]) for x in d["disks"]] == [("data", directory + "/a,b.raw", True)], d
     assert [(f["address"], f["protocol"], f["host"], f["guest"]) for f in d["networks"][0]["forward"]] == [
         ("127.0.0.1", "tcp", 12222, 22), ("127.0.0.2", "udp", 1053, 53)], d
+    assert [(f["tag"], f["source"], f["readonly"], f["cache"]) for f in d["filesystems"]] == [
+        ("all", directory + "/shared", False, "auto"), ("a-b", "/usr/share", True, "auto")], d
     assert d["labels"] == {"team": "web=1"} and vm.State == "Stopped", d
     assert json.loads(good("show", name, "--definition")) == d
+    lines = [line.strip() for line in good("status", name).splitlines()]
+    escaped = name.replace("-", "\\x2d")
+    assert f"Share: all, {directory}/shared, vmunit-{escaped}-fs-all.scope" in lines, lines
+    assert f"Share: a-b, /usr/share read-only, vmunit-{escaped}-fs-a\\x2db.scope" in lines, lines
+    assert json.loads(good("status", name, "--json"))["Filesystems"] == d["filesystems"]
     good("remove", name)
 
 
@@ -375,7 +384,7 @@ def _():
         wait_for(lambda: vm.ExitKnown, 5)
         assert "SIGKILL" in good("status", vm.name)
         status = json.loads(good("status", vm.name, "--json"))
-        assert status["Stats"] is None and status["JobProperties"] is None, status
+        assert status["Stats"] is None and status["JobProperties"] is None and status["Filesystems"] == [], status
 
 
 @test("events: of one VM, also of one that has gone, or of all")

@@ -29,12 +29,14 @@ HOSTILE = "/opt/vmunit-test/qemu-system-hostile"
 PROGRAM = "/usr/bin/qemu-system-x86_64" if BACKEND == "qemu" else "/usr/local/bin/" + BACKEND
 PARTS = 10 if BACKEND == "qemu" else 20         # of the cases that are not fixed, one runs a day
 
-# Transitions that nothing leads to here: real limits of memory, virtiofsd, what other VMMs and their guests do. And calls that are
+# Transitions that nothing leads to here: real limits of memory, what other VMMs and their guests do. And calls that are
 # over when there is another process have no answer.
 OTHERS = {"qemu": ("guest-reboot", "vmm-exited"), "cloud-hypervisor": ("guest-shutdown", "guest-reboot", "io-error", "vmm-failed"),
-          "firecracker": ("guest-shutdown", "guest-panicked", "vmm-exited", "io-error", "vmm-failed")}[BACKEND]
-UNREACHED = {f"commit.{t}.{when}" for t in ("oom-kill", "virtiofsd-crashed", *OTHERS) for when in ("before", "after")}
+          "firecracker": ("guest-shutdown", "guest-panicked", "vmm-exited", "io-error", "vmm-failed", "virtiofsd-crashed")}[BACKEND]
+UNREACHED = {f"commit.{t}.{when}" for t in ("oom-kill", *OTHERS) for when in ("before", "after")}
 UNREACHED |= {f"call.{method}.after" for method, there in (("Reset", RESETS), ("Reboot", IN_PLACE)) if not there}
+SHARES = BACKEND != "firecracker"
+UNREACHED |= set() if SHARES else {f"share.{step}" for step in ("files", "launch", "scope", "fork", "run-file", "go", "ready")}
 # Each way out of a hang, in turn
 WAYS = ("deadline", "stop", "kill", "cancel", "remove")
 
@@ -85,12 +87,12 @@ class Case:
         self.point, self.action, self.name = point, action, f"{point} {action}"
         self.call, self.vm, self.gone = None, None, False
         self.way = WAYS[sum(self.name.encode()) % len(WAYS)]
-        self.ignore = ()
+        self.ignore, self.over = (), {}
 
     # What a case begins with
 
     def create(self, start=False, name="fault", **over):
-        self.vm = manager.create(name, tiny_definition(**over))
+        self.vm = manager.create(name, tiny_definition(**self.over, **over))
         known.add(self.vm)
         if start:
             self.vm.start()
@@ -600,7 +602,39 @@ def op_host_reboot(c):
     c.expect(("Stopped", "host-reboot"))
 
 
+def with_shares(function):
+    """The same, of a VM that has two."""
+    def whole(c):
+        for tag in ("one", "two"):
+            os.makedirs(f"/tmp/shares/{tag}", exist_ok=True)
+        c.over = {"filesystems": [{"tag": tag, "source": f"/tmp/shares/{tag}"} for tag in ("one", "two")]}
+        return function(c)
+    whole.__name__ = function.__name__ + "_with_shares"
+    return whole
+
+
+def op_share(c):
+    """A virtiofsd's start: kill-vmm is the end of that."""
+    c.create()
+    c.fire(c.vm.start_async)
+    if c.action == "hang":
+        return out_of_hang(c)
+    return c.expect(("Stopped", "start-failed"), error=True)
+
+
+def op_share_crash(c):
+    c.create(start=True)
+    scope = "vmunit-fault-fs-two.scope"
+    c.arm()
+    os.kill(max(unit_pids(scope)), signal.SIGKILL)
+    c.wait_fired()
+    if c.action == "kill-daemon" and c.point.endswith("before"):
+        return c.expect(("Error", "virtiofsd-crashed"), ("Error", "vmm-crashed"))
+    return c.expect(("Error", "virtiofsd-crashed"))
+
+
 OPERATIONS = [
+    ("share.*", with_shares(op_share)), ("commit.virtiofsd-crashed.*", with_shares(op_share_crash)),
     ("start.*", op_start), ("job.number", op_start), ("commit.start.*", op_start), ("commit.started.*", op_start),
     ("create.*", op_create),
     ("stop.begin", op_refused), ("stop.kill", op_kill), ("commit.killed.*", op_kill),
@@ -622,6 +656,10 @@ OPERATIONS = [
 MORE = [("update.write", op_update_limits), ("commit.start.after", op_start_from_error), ("start.scope.waiting", op_start_from_error),
         ("start.exec.waiting", op_start_from_error), ("job.number", op_refused), ("job.number", op_start_next),
         ("commit.start.before", op_start_next), ("commit.start-failed.*", op_start_twice), ("exit.*", op_crash), ("run.gone", op_crash)]
+if SHARES:
+    MORE += [(points, with_shares(function)) for points, function in (
+        ("start.*", op_start), ("stop.[pqru]*", op_stop), ("stop.button", op_stop), ("stop.kill", op_kill), ("run.gone", op_stop),
+        ("remove.*", op_remove), ("takeover.*", op_takeover), ("commit.started.*", op_start), ("commit.vmm-crashed.*", op_crash))]
 # What always runs, beside the day's part
 FIXED = ("start.scope.waiting kill-daemon", "start.fork.after kill-vmm", "start.usage ENOSPC", "start.go kill-daemon",
          "start.exec.after kill-daemon", "start.launch.after EIO", "start.connect.before hang", "start.clear.after hang",

@@ -3,13 +3,21 @@
 /* Stands for a VMM: does what its first argument says. */
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "fake-vmm.h"
@@ -80,6 +88,66 @@ static void leave_child(void) {
         say(line);
 }
 
+/* What a program tries that has been taken over; each line: what, and the errno, 0 if it went well */
+static void tell(const char *what, long result) {
+        char line[64];
+
+        (void) snprintf(line, sizeof(line), "%s=%d\n", what, result < 0 ? errno : 0);
+        say(line);
+}
+
+static void list(const char *path) {
+        DIR *d = opendir(path);
+        struct dirent *de;
+        unsigned n = 0;
+        char line[300];
+
+        while (d && (de = readdir(d)))
+                n += de->d_name[0] != '.';
+        if (d)
+                closedir(d);
+        (void) snprintf(line, sizeof(line), "%s: %u\n", path, n);
+        say(line);
+}
+
+static void attack(void) {
+        struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "/run/dbus/system_bus_socket" };
+        char line[64];
+        int fd;
+
+        (void) snprintf(line, sizeof(line), "ids=%d,%d pid=%d parent=%d\n", (int) getuid(), (int) getgid(), (int) getpid(), (int) getppid());
+        say(line);
+        fd = open("/share/made", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+        tell("make", fd);
+        tell("set-user-id", fchmod(fd, 04755));
+        tell("give-away", fchown(fd, 1, 1));
+        tell("read-others", open("/share/others", O_RDONLY | O_CLOEXEC));
+        tell("device", mknod("/share/null", S_IFCHR | 0666, makedev(1, 3)));
+        tell("root", open("/made", O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+        tell("usr", open("/usr/made", O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+        tell("shadow", open("/etc/shadow", O_RDONLY | O_CLOEXEC));
+        tell("out", open("/share/../../etc/shadow", O_RDONLY | O_CLOEXEC));
+        tell("core-pattern", open("/proc/sys/kernel/core_pattern", O_WRONLY | O_CLOEXEC));
+        tell("memory", open("/dev/mem", O_RDONLY | O_CLOEXEC));
+        tell("ptrace", ptrace(PTRACE_TRACEME, 0, NULL, NULL));
+        tell("host-process", kill(2, 0));
+        tell("reboot", syscall(SYS_reboot, 0, 0, 0, NULL));
+        tell("bpf", syscall(SYS_bpf, 0, NULL, 0));
+        tell("keyctl", syscall(SYS_keyctl, 0, 0, 0, 0, 0));
+        tell("setns", setns(fd, 0));
+        tell("move-mount", syscall(SYS_move_mount, -1, "/", -1, "/", 0));
+        tell("clone3", syscall(SYS_clone3, NULL, 0));
+        tell("inet", socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        tell("netlink", socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0));
+        tell("vsock", socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        tell("bus", connect(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), (struct sockaddr *) &address, sizeof(address)));
+        tell("priority", setpriority(PRIO_PROCESS, 0, -20));
+        list("/");
+        list("/dev");
+        list("/sys/class/net");
+        say("end\n");
+}
+
 static void version(const char *self) {
         char path[4096], line[32];
         FILE *f;
@@ -104,7 +172,9 @@ int main(int argc, char *argv[]) {
         const char *mode = argc > 1 ? argv[1] : "", *value = argc > 2 ? argv[2] : "0";
 
         (void) signal(SIGUSR1, on_usr1);
-        if (strcmp(mode, "--version") == 0)
+        if (strcmp(mode, "attack") == 0)
+                attack();
+        else if (strcmp(mode, "--version") == 0)
                 version(argv[0]);
         else if (strcmp(mode, "fds") == 0)
                 list_fds();

@@ -61,7 +61,7 @@ static inline void bed_copy(const char *from, const char *name) {
         int fd;
 
         must(read_file_all(from, 64 * 1024 * 1024, &text, &n) == 0);
-        fd = open(bed_path(name), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0700);
+        fd = open(bed_path(name), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0755);
         must(fd >= 0 && loop_write(fd, text, n) == 0);
         safe_close(fd);
         free(text);
@@ -105,8 +105,8 @@ static inline void bed_setup(void) {
         bed_copy(getenv("FAKE_VMM"), "fake-vmm");
         bed_copy(getenv("FAKE_VMM"), "hang-vmm");
         bed_write("garbage", "not a program\n", 0700);
-        (void) snprintf(conf, sizeof(conf), "[VMUnit]\nQEMU=%s/fake-vmm\nCloudHypervisor=%s/hang-vmm\nFirecracker=%s/garbage\n",
-                        bed, bed, bed);
+        (void) snprintf(conf, sizeof(conf), "[VMUnit]\nQEMU=%s/fake-vmm\nCloudHypervisor=%s/hang-vmm\nFirecracker=%s/garbage\nVirtioFSD=%s/fake-vmm\n",
+                        bed, bed, bed, bed);
         bed_write("etc/vmunit/vmunit.conf", conf, 0644);
 
         (void) snprintf(bed_socket, sizeof(bed_socket), "%s/launch.sock", bed);

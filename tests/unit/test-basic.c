@@ -11,6 +11,7 @@
 #include "basic/fs-util.h"
 #include "basic/name-util.h"
 #include "basic/pidfd-util.h"
+#include "basic/program-util.h"
 #include "basic/string-util.h"
 #include "tap.h"
 
@@ -43,9 +44,11 @@ static void test_units(void) {
         _cleanup_free_ char *slice = vm_slice_name("a-b"), *scope = vm_scope_name("a-b");
         _cleanup_free_ char *name = vm_name_from_cgroup("/machine.slice/machine-vmunit.slice/machine-vmunit-a\\x2db.slice/x.scope");
         _cleanup_free_ char *none = vm_name_from_cgroup("/machine.slice/machine-vmunit.slice");
+        _cleanup_free_ char *share = share_scope_name("a-b", ".x-y");
 
         is_str(slice, "machine-vmunit-a\\x2db.slice", "the slice of a-b");
         is_str(scope, "vmunit-a\\x2db.scope", "the scope of a-b");
+        is_str(share, "vmunit-a\\x2db-fs-\\x2ex\\x2dy.scope", "the scope of its share .x-y");
         is_str(name, "a-b", "a cgroup's VM");
         is_str(none, NULL, "a cgroup of none");
 }
@@ -253,6 +256,22 @@ static void test_processes(void) {
         check(read_boot_id(boot_id) == 0 && strlen(boot_id) == 36);
 }
 
+/* Debian 12's is beside QEMU's helpers, Debian 13's in libexec. */
+static void test_virtiofsd(void) {
+        static const char *const places[] = {
+                "/usr/local/bin/virtiofsd", "/usr/bin/virtiofsd", "/usr/local/libexec/virtiofsd", "/usr/libexec/virtiofsd",
+                "/usr/lib/qemu/virtiofsd",
+        };
+        _cleanup_free_ char *want = NULL;
+        char path[PATH_MAX] = "";
+        struct stat st;
+
+        for (size_t i = 0; !want && i < ELEMENTSOF(places); i++)
+                want = realpath(places[i], NULL);
+        is_int(program_find(&(Config) {}, PROGRAM_VIRTIOFSD, path, &st), want ? 0 : -ENOENT, "virtiofsd is found where there is one");
+        is_str(path, strempty(want), "… the first of its places");
+}
+
 int main(void) {
         test_names();
         test_units();
@@ -263,5 +282,6 @@ int main(void) {
         test_long_socket_paths();
         test_zombie_leader();
         test_processes();
+        test_virtiofsd();
         return done_testing();
 }

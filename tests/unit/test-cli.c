@@ -100,6 +100,18 @@ static void test_apply(void) {
                 { OPTION_DISK, ",readonly", NULL },
                 { OPTION_DISK, "d,", NULL },
                 { OPTION_DISK, "d,size=1", NULL },
+                { OPTION_SHARE, "t=/srv/a b", "{\"filesystems\":[{\"tag\":\"t\",\"source\":\"/srv/a b\"}]}" },
+                { OPTION_SHARE, "t=./d:ro", "{\"filesystems\":[{\"tag\":\"t\",\"source\":\"/dir/d\",\"readonly\":true}]}" },
+                { OPTION_SHARE, "a.b=c=d:e", "{\"filesystems\":[{\"tag\":\"a.b\",\"source\":\"/dir/c=d:e\"}]}" },
+                { OPTION_SHARE, "t=/d:ro/", "{\"filesystems\":[{\"tag\":\"t\",\"source\":\"/d:ro/\"}]}" },
+                { OPTION_SHARE, "t=/d:ro:ro", "{\"filesystems\":[{\"tag\":\"t\",\"source\":\"/d:ro\",\"readonly\":true}]}" },
+                { OPTION_SHARE, "t=ro", "{\"filesystems\":[{\"tag\":\"t\",\"source\":\"/dir/ro\"}]}" },
+                { OPTION_SHARE, "t=", NULL },
+                { OPTION_SHARE, "t=:ro", NULL },
+                { OPTION_SHARE, "=/d", NULL },
+                { OPTION_SHARE, "/d", NULL },
+                { OPTION_SHARE, "/d:ro", NULL },
+                { OPTION_SHARE, "", NULL },
                 { OPTION_NETWORK, "user", "{\"networks\":[{\"type\":\"user\"}]}" },
                 { OPTION_FORWARD, "2222:22", "{\"networks\":[{\"type\":\"user\",\"forward\":[{\"host\":2222,\"guest\":22}]}]}" },
                 { OPTION_FORWARD, "10.0.0.1:53:5353/udp",
@@ -139,11 +151,14 @@ static void test_apply_to_file(void) {
         is_int(definition_apply(o, OPTION_CPUS, "4", "/", &error), 0, "replaced");
         is_int(definition_apply(o, OPTION_FORWARD, "1:2", "/", &error), 0, "forward of the last network");
         is_int(definition_apply(o, OPTION_DISK, "a", "/", &error), 0, "disk in the root directory");
+        is_int(definition_apply(o, OPTION_SHARE, "a=b", "/", &error), 0, "a share");
+        is_int(definition_apply(o, OPTION_SHARE, "c=/d:ro", "/", &error), 0, "… and another");
         is_int(definition_apply(o, OPTION_KERNEL, "/k", "/", &error), -EBADMSG, "a member of another type");
         check(error && strstr(error, "\"boot\""));
         is_str(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE),
                "{\"cpus\":4,\"boot\":[],\"networks\":[{\"type\":\"tap\"},{\"name\":\"n\",\"forward\":[{\"host\":1,\"guest\":2}]}],"
-               "\"disks\":[{\"path\":\"/a\"}]}", "the whole");
+               "\"disks\":[{\"path\":\"/a\"}],\"filesystems\":[{\"tag\":\"a\",\"source\":\"/b\"},{\"tag\":\"c\",\"source\":\"/d\",\"readonly\":true}]}",
+               "the whole");
 }
 
 static void one_format(char *got, const char *want) {

@@ -29,7 +29,7 @@ static void test_refusals(void) {
         d = good;
         d.filesystems = &fs;
         d.n_filesystems = 1;
-        expect_refusal(&d, "filesystems: ");
+        expect_refusal(&d, "disks: ");
         d = good;
         d.networks = &user;
         d.n_networks = 1;

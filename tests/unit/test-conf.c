@@ -84,7 +84,7 @@ static void test_all(void) {
         clear();
         put("/etc/vmunit/vmunit.conf",
             "# comment\n; another\n\n  [VMUnit]  \r\n"
-            "QEMU=/opt/qemu\nCloudHypervisor = /opt/chv with space \nFirecracker=/opt/fc\n"
+            "QEMU=/opt/qemu\nCloudHypervisor = /opt/chv with space \nFirecracker=/opt/fc\nVirtioFSD=/opt/fsd\n"
             "Backends=qemu \\\n# in between\n   firecracker\n"
             "StartTimeoutSec=1min 30s\nConsoleLogMaxBytes=64K\nEventsMax=5\nEventsMaxAgeSec=2w\nLogLevel=debug");
         c = load(&log);
@@ -93,6 +93,7 @@ static void test_all(void) {
         is_str(c->program[PROGRAM_QEMU], "/opt/qemu", "QEMU=");
         is_str(c->program[PROGRAM_CLOUD_HYPERVISOR], "/opt/chv with space", "CloudHypervisor=, spaces stripped");
         is_str(c->program[PROGRAM_FIRECRACKER], "/opt/fc", "Firecracker=");
+        is_str(c->program[PROGRAM_VIRTIOFSD], "/opt/fsd", "VirtioFSD=");
         is_str(backends, "qemu firecracker", "Backends=, continued");
         is_int(c->start_timeout_usec, 90 * USEC_PER_SEC, "StartTimeoutSec=");
         is_int(c->console_log_max, 65536, "ConsoleLogMaxBytes=");
@@ -145,6 +146,7 @@ static void test_warnings(void) {
             "LogLevel=\\\n"
             "9\n"                       /* 19 */
             "=x\n"
+            "Backends=virtiofsd\n"      /* 21 */
             "EventsMax=\\\n");
         c = load(&log);
         check_defaults(c);
@@ -165,7 +167,8 @@ static void test_warnings(void) {
                AT(14) "EventsMax=1\\x1b[2J is not valid, expected a number up to 1000000000, 0 for no limit; ignored\n"
                AT(15) "Unknown section \"[Other]\", ignored\n"
                AT(18) "LogLevel=9 is not valid, expected emerg, alert, crit, err, warning, notice, info, debug or 0 to 7; ignored\n"
-               AT(20) "Unknown key \"\", ignored\n",
+               AT(20) "Unknown key \"\", ignored\n"
+               AT(21) "Backends=virtiofsd is not valid, expected names out of \"qemu cloud-hypervisor firecracker\", each once; ignored\n",
                "each with file and line");
 }
 

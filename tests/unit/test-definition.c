@@ -11,6 +11,7 @@
 
 #define D(members) "{\"version\":1," members "}"
 #define DISK(members) D("\"disks\":[{\"path\":\"/d\"" members "}]")
+#define SHARE(members) D("\"filesystems\":[{\"tag\":\"t\",\"source\":\"/s\"" members "}]")
 #define FORWARD(members) D("\"networks\":[{\"forward\":[{" members "}]}]")
 #define RESOURCE(members) D("\"resources\":{" members "}")
 #define KEYS "version, backend, accel, cpus, memory, boot, disks, filesystems, networks, vsock, restart, autostart, " \
@@ -130,6 +131,16 @@ static const struct {
         { D("\"filesystems\":[{\"tag\":\"" A16 A16 "aaaaa\",\"source\":\"/s\"}]"), "filesystems[0].tag: \"" A16 A16 "aaaaa\" is not a tag, write 1 to 36 of A-Z a-z 0-9 _ . -" },
         { D("\"filesystems\":[{\"tag\":\"t\",\"source\":\"s\"}]"), "filesystems[0].source: \"s\" is not an absolute path, write one that begins with /" },
         { D("\"filesystems\":[{\"tag\":\"t\",\"source\":\"/s\"},{\"tag\":\"t\",\"source\":\"/u\"}]"), "filesystems[1].tag: \"t\" is the tag of filesystems[0] already, write another" },
+        { SHARE(",\"cache\":\"none\""), "filesystems[0].cache: \"none\" is unknown, write one of auto, always, never" },
+        { SHARE(",\"cache\":true"), "filesystems[0].cache: must be a string, not true" },
+        { SHARE(",\"threads\":65"), "filesystems[0].threads: 65 is out of range, write 0 to 64" },
+        { SHARE(",\"threads\":-1"), "filesystems[0].threads: -1 is out of range, write 0 to 64" },
+        { SHARE(",\"threads\":\"4\""), "filesystems[0].threads: must be a whole number, not a string" },
+        { SHARE(",\"xattr\":1"), "filesystems[0].xattr: must be true or false, not a number" },
+        { SHARE(",\"posixAcl\":true"), "filesystems[0].posixAcl: ACLs are extended attributes, write \"xattr\": true as well" },
+        { SHARE(",\"xattr\":false,\"posixAcl\":true"), "filesystems[0].posixAcl: ACLs are extended attributes, write \"xattr\": true as well" },
+        { SHARE(",\"posixACL\":true"), "filesystems[0].posixACL: unknown key, did you mean \"posixAcl\"?" },
+        { SHARE(",\"writeback\":true"), "filesystems[0].writeback: unknown key, known are tag, source, readonly, cache, threads, xattr, posixAcl" },
 
         /* Networks */
         { D("\"networks\":[{\"type\":\"bridge\"}]"), "networks[0].type: \"bridge\" is unknown, write one of user, tap" },
@@ -271,6 +282,7 @@ static void round_trip(const char *json) {
 #define HEAD "{\"version\":1,\"backend\":\"auto\",\"accel\":\"auto\",\"cpus\":1,\"memory\":\"512M\","
 #define BIOS "\"boot\":{\"firmware\":\"bios\"},"
 #define NONE "\"disks\":[],\"filesystems\":[],\"networks\":[],"
+#define FS_DEFAULTS ",\"cache\":\"auto\",\"threads\":0,\"xattr\":false,\"posixAcl\":false"
 #define BEHAVIOUR "\"vsock\":false,\"restart\":{\"policy\":\"no\",\"max\":5},\"autostart\":false,\"autostartPriority\":0,\"stopTimeout\":\"20s\","
 #define TAIL BEHAVIOUR "\"resources\":{},\"labels\":{}}"
 
@@ -300,8 +312,14 @@ static const struct {
           HEAD BIOS "\"disks\":[{\"name\":\"net0\",\"path\":\"/a\",\"format\":\"raw\",\"readonly\":false}],\"filesystems\":[],"
           "\"networks\":[{\"name\":\"net1\",\"type\":\"user\",\"forward\":[]}]," TAIL },
         { D("\"filesystems\":[{\"tag\":\"A_z.0-" A16 "aaaaaaaaaaaaaa\",\"source\":\"/\",\"readonly\":true},{\"tag\":\".\",\"source\":\"/s\"}]"),
-          HEAD BIOS "\"disks\":[],\"filesystems\":[{\"tag\":\"A_z.0-" A16 "aaaaaaaaaaaaaa\",\"source\":\"/\",\"readonly\":true},"
-          "{\"tag\":\".\",\"source\":\"/s\",\"readonly\":false}],\"networks\":[]," TAIL },
+          HEAD BIOS "\"disks\":[],\"filesystems\":[{\"tag\":\"A_z.0-" A16 "aaaaaaaaaaaaaa\",\"source\":\"/\",\"readonly\":true" FS_DEFAULTS "},"
+          "{\"tag\":\".\",\"source\":\"/s\",\"readonly\":false" FS_DEFAULTS "}],\"networks\":[]," TAIL },
+        { SHARE(",\"posixAcl\":true,\"xattr\":true,\"threads\":64,\"cache\":\"never\""),
+          HEAD BIOS "\"disks\":[],\"filesystems\":[{\"tag\":\"t\",\"source\":\"/s\",\"readonly\":false,\"cache\":\"never\",\"threads\":64,"
+          "\"xattr\":true,\"posixAcl\":true}],\"networks\":[]," TAIL },
+        { SHARE(",\"xattr\":true,\"threads\":1,\"cache\":\"always\""),
+          HEAD BIOS "\"disks\":[],\"filesystems\":[{\"tag\":\"t\",\"source\":\"/s\",\"readonly\":false,\"cache\":\"always\",\"threads\":1,"
+          "\"xattr\":true,\"posixAcl\":false}],\"networks\":[]," TAIL },
         { D("\"networks\":[{\"forward\":[{\"host\":1,\"guest\":65535},{\"host\":1,\"guest\":1,\"protocol\":\"udp\"},"
             "{\"host\":1,\"guest\":1,\"address\":\"127.0.0.2\"}]},{\"type\":\"tap\",\"forward\":[]}]"),
           HEAD BIOS "\"disks\":[],\"filesystems\":[],\"networks\":[{\"name\":\"net0\",\"type\":\"user\",\"forward\":["
@@ -363,7 +381,11 @@ static const char full_normalised[] =
         "    {\n"
         "      \"tag\": \"share\",\n"
         "      \"source\": \"/srv/share\",\n"
-        "      \"readonly\": false\n"
+        "      \"readonly\": false,\n"
+        "      \"cache\": \"auto\",\n"
+        "      \"threads\": 0,\n"
+        "      \"xattr\": false,\n"
+        "      \"posixAcl\": false\n"
         "    }\n"
         "  ],\n"
         "  \"networks\": [\n"
@@ -423,7 +445,7 @@ static void test_full(void) {
 
         is_str(s, full_normalised, "the example of the documentation");
         check(definition_hash(d, hash) == 0);
-        is_str(hash, "bdcab1807089b7b4950a8415f2717d0ac6ebe068d405d9d32b7e70abe223eef1", "its hash");
+        is_str(hash, "9aff1b89c8b16f6e1a90f450900319ad0684bacc405ce3b4a66b3e023d286f1a", "its hash");
         is_int(d->backend, BACKEND_AUTO, "backend");
         is_int(d->cpus, 2, "cpus");
         is_int(d->memory, 512 << 20, "memory");
@@ -597,6 +619,10 @@ static const struct {
         { "{\"disks\":[]}", "", NULL },
         { "{\"disks\":null}", "disks.data0 disks.root", "\"disks\":[]" },
         { "{\"filesystems\":[{\"tag\":\"share\",\"delete\":true},{\"tag\":\"x\",\"source\":\"/x\"}]}", "filesystems.share filesystems.x", NULL },
+        { "{\"filesystems\":[{\"tag\":\"share\",\"threads\":4,\"cache\":\"always\",\"xattr\":true,\"posixAcl\":true}]}",
+          "filesystems.share.cache filesystems.share.posixAcl filesystems.share.threads filesystems.share.xattr",
+          "\"source\":\"/s\",\"readonly\":false,\"cache\":\"always\",\"threads\":4,\"xattr\":true,\"posixAcl\":true}" },
+        { "{\"filesystems\":[{\"tag\":\"share\",\"cache\":null,\"threads\":null,\"xattr\":null,\"posixAcl\":null}]}", "", NULL },
         { "{\"networks\":[{\"name\":\"net0\",\"forward\":[{\"host\":2,\"guest\":2}]}]}", "networks.net0.forward", "\"forward\":[{\"address\":\"127.0.0.1\",\"protocol\":\"tcp\",\"host\":2,\"guest\":2}]" },
         { "{\"networks\":[{\"name\":\"net0\",\"forward\":null}]}", "networks.net0.forward", "\"forward\":[]" },
         { "{\"networks\":[{\"name\":\"net0\",\"type\":\"tap\",\"forward\":null}]}", "networks.net0.forward networks.net0.type", NULL },
@@ -629,6 +655,8 @@ static const struct {
         { "{\"disks\":[{\"name\":\"root\",\"size\":null}]}", "disks[1].size: unknown key, known are name, path, format, readonly" },
         { "{\"disks\":[{\"name\":\"root\",\"path\":null}]}", "disks[1].path: missing, write the absolute path of a disk image or block device" },
         { "{\"filesystems\":[{\"name\":\"share\"}]}", "filesystems[0].tag: missing, write it: elements are merged by it" },
+        { "{\"filesystems\":[{\"tag\":\"share\",\"posixAcl\":true}]}",
+          "filesystems[0].posixAcl: ACLs are extended attributes, write \"xattr\": true as well" },
         { "{\"networks\":[{\"name\":\"net0\",\"type\":\"tap\"}]}", "networks[0].forward: only networks of type \"user\" forward ports, leave it out" },
         { "{\"networks\":[{\"name\":\"data0\"}]}", "networks[1].name: \"data0\" is the name of disks[0] already, write another" },
 };
@@ -788,6 +816,8 @@ static void test_words(void) {
         is_str(accel_to_string(ACCEL_TCG), "tcg", "tcg");
         is_str(accel_to_string(_ACCEL_MAX), NULL, "none behind the last");
         is_str(disk_format_to_string(DISK_QCOW2), "qcow2", "qcow2");
+        is_str(filesystem_cache_to_string(CACHE_NEVER), "never", "never");
+        is_str(filesystem_cache_to_string(_FILESYSTEM_CACHE_MAX), NULL, "none behind the last");
         is_str(protocol_to_string(PROTOCOL_UDP), "udp", "udp");
         is_str(network_type_to_string(NETWORK_TAP), "tap", "tap");
         is_str(restart_policy_to_string(RESTART_ALWAYS), "always", "always");

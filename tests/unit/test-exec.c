@@ -16,7 +16,8 @@ typedef struct Vm {
         ExecEvent event;
         int vmm_pidfd;
         pid_t vmm_pid;
-        bool tty;
+        StartKind kind;
+        ShareRequest share;
 } Vm;
 
 static void on_start(void *userdata, int error, pid_t pid, int pidfd) {
@@ -57,9 +58,19 @@ static void vm_prepare(Vm *vm) {
 }
 
 static int vm_launch(Vm *vm, Program program, char *const *argv, const int *fds, size_t n_fds) {
+        StartParams p = {
+                .program = program,
+                .kind = vm->kind,
+                .argv = argv,
+                .fds = fds,
+                .n_fds = n_fds,
+                .console_log_max = LOG_MAX,
+                .share = vm->share,
+        };
         int r;
 
-        r = launch_start(loop, program, argv, vm->fds, fds, n_fds, vm->tty, LOG_MAX, PATIENCE, on_start, vm, &vm->call);
+        memcpy(p.helper_fds, vm->fds, sizeof(p.helper_fds));
+        r = launch_start(loop, &p, PATIENCE, on_start, vm, &vm->call);
         close_many(vm->fds, _HELPER_FD_MAX);
         if (r < 0)
                 return r;
@@ -300,7 +311,7 @@ static void is_refused(const char *what, size_t which, int fd, const int *vmm, s
 }
 
 static void test_bad_start(void) {
-        int pair[2], file = create_fresh(bed_path("f")), ro = open(bed_path("f"), O_RDONLY | O_CLOEXEC),
+        int pair[2], datagrams, file = create_fresh(bed_path("f")), ro = open(bed_path("f"), O_RDONLY | O_CLOEXEC),
             dir = open(bed, O_RDONLY | O_CLOEXEC), path = open(bed_path("f"), O_PATH | O_CLOEXEC),
             listening = unix_listen(bed_path("s"), SOCK_STREAM), null = open("/dev/null", O_RDWR | O_CLOEXEC),
             append = open(bed_path("f"), O_WRONLY | O_APPEND | O_CLOEXEC);
@@ -319,7 +330,9 @@ static void test_bad_start(void) {
         is_refused("a VMM's directory", _HELPER_FD_MAX, -EBADF, &dir, 1);
         is_refused("a VMM's path", _HELPER_FD_MAX, -EBADF, &path, 1);
         is_refused("a VMM's device", _HELPER_FD_MAX, -EBADF, &null, 1);
-        is_refused("a VMM's connected socket", _HELPER_FD_MAX, -EBADF, pair, 1);
+        datagrams = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        is_refused("a VMM's socket of datagrams", _HELPER_FD_MAX, -EBADF, &datagrams, 1);
+        safe_close(datagrams);
 
         vm_prepare(&vm);
         is_int(vm_launch(&vm, PROGRAM_QEMU, (char *[]) { (char *) "", NULL }, NULL, 0), -EINVAL, "refused: no name");
@@ -456,7 +469,7 @@ static void test_tty(void) {
         int a;
 
         vm_prepare(&vm);
-        vm.tty = true;
+        vm.kind = START_TTY;
         must(vm_launch(&vm, PROGRAM_QEMU, ARGV((char *) "echo"), NULL, 0) == 0);
         vm_fork(&vm);
         vm_go(&vm);
@@ -471,6 +484,101 @@ static void test_tty(void) {
         ok(log_is("console.log", "TTY\none\n\3"), "the log has it all");
         safe_close(a);
         vm_free(&vm);
+}
+
+/* Owner and ids of a user's virtiofsd */
+#define OWNER 12345U
+#define SHARE_OF_USER { .base = VM_IDS_BASE + 7, .count = 1, .uid = OWNER, .gid = OWNER }
+
+static int open_share(void) {
+        int fd;
+
+        must(mkdir(bed_path("share"), 0700) == 0 || errno == EEXIST);
+        bed_write("share/others", "secret\n", 0600);
+        (void) unlink(bed_path("share/made"));
+        must(chown(bed_path("share"), OWNER, OWNER) == 0);
+        fd = open(bed_path("share"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        must(fd >= 0);
+        return fd;
+}
+
+static int launch_share(Vm *vm, ShareRequest share, char *const *argv) {
+        int fd = open_share(), r;
+
+        vm_prepare(vm);
+        vm->kind = START_SHARE;
+        vm->share = share;
+        r = vm_launch(vm, PROGRAM_VIRTIOFSD, argv, &fd, 1);
+        safe_close(fd);
+        return r;
+}
+
+static bool log_has(const char *line) {
+        char *text = NULL;
+        size_t n;
+        bool found;
+
+        must(ring_read(bed_path("console.log"), LOG_MAX, &text, &n) == 0);
+        found = memmem(text, n, line, strlen(line));
+        free(text);
+        return found;
+}
+
+/* What a virtiofsd could do that its guest has taken over */
+static void test_walls(void) {
+        static const char *const lines[] = {
+                "ids=0,0 pid=1 parent=0\n",
+                "make=0\n", "set-user-id=0\n", "give-away=22\n", "read-others=13\n", "device=1\n",
+                "root=30\n", "usr=30\n", "shadow=2\n", "out=2\n", "core-pattern=13\n", "memory=2\n",
+                "ptrace=1\n", "host-process=3\n", "reboot=1\n", "bpf=1\n", "keyctl=1\n", "setns=1\n", "move-mount=1\n", "clone3=38\n",
+                "inet=97\n", "netlink=97\n", "vsock=97\n", "bus=2\n", "priority=13\n",
+                "/: 11\n", "/dev: 5\n", "/sys/class/net: 0\n",
+        };
+        struct stat st = {};
+        Vm vm;
+
+        must(launch_share(&vm, (ShareRequest) SHARE_OF_USER, ARGV((char *) "attack")) == 0);
+        vm_fork(&vm);
+        vm_go(&vm);
+        is_int(vm.event.type, EXEC_DONE, "behind walls a program runs");
+        ok(dies(vm.pidfd), "and ends");
+        for (size_t i = 0; i < ELEMENTSOF(lines); i++)
+                ok(log_has(lines[i]), "%.*s", (int) strlen(lines[i]) - 1, lines[i]);
+        ok(stat(bed_path("share/made"), &st) == 0 && st.st_uid == OWNER && st.st_gid == OWNER, "what it made is its owner's");
+        vm_free(&vm);
+}
+
+static void test_readonly_share(void) {
+        ShareRequest share = SHARE_OF_USER;
+        Vm vm;
+
+        share.readonly = 1;
+        must(launch_share(&vm, share, ARGV((char *) "attack")) == 0);
+        vm_fork(&vm);
+        vm_go(&vm);
+        ok(dies(vm.pidfd) && log_has("make=30\n"), "a share that is read-only");
+        vm_free(&vm);
+}
+
+static void test_bad_share(void) {
+        static const struct {
+                ShareRequest share;
+                const char *name;
+        } tests[] = {
+                { { .base = VM_IDS_BASE + 7, .count = 1 }, "root as the owner of one id" },
+                { { .base = 0, .count = SHARE_IDS }, "ids of the host" },
+                { { .base = VM_IDS_BASE, .count = 1, .uid = OWNER, .gid = OWNER }, "the block's own id" },
+                { { .base = VM_IDS_BASE + SHARE_IDS, .count = 1, .uid = OWNER, .gid = OWNER }, "an id behind the block" },
+                { { .base = VM_IDS_BASE + SHARE_IDS, .count = SHARE_IDS, .uid = OWNER }, "all ids for a user" },
+                { { .base = VM_IDS_BASE + 7, .count = 2, .uid = OWNER, .gid = OWNER }, "two ids" },
+                { { .base = VM_IDS_BASE + 7, .count = 1, .uid = OWNER, .gid = OWNER, .readonly = 2 }, "a flag that is none" },
+        };
+        Vm vm;
+
+        for (size_t i = 0; i < ELEMENTSOF(tests); i++) {
+                is_int(launch_share(&vm, tests[i].share, ARGV((char *) "attack")), -EINVAL, "refused: %s", tests[i].name);
+                vm_free(&vm);
+        }
 }
 
 static void test_slow(void) {
@@ -693,6 +801,9 @@ int main(void) {
         test_raw_start();
         test_console();
         test_tty();
+        test_walls();
+        test_readonly_share();
+        test_bad_share();
         test_slow();
         test_full_input();
         test_bad_requests();

@@ -27,7 +27,7 @@ static void test_refusals(void) {
         d = good;
         d.filesystems = &fs;
         d.n_filesystems = 1;
-        expect_refusal(&d, "filesystems: ");
+        expect_refusal(&d, "disks: ");
         d = good;
         d.vsock = true;
         expect_refusal(&d, "disks: "); /* a vsock is a device, too */

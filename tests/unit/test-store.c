@@ -584,6 +584,30 @@ static void test_deleted(void) {
         is_int(vms(s), 0, "without them it begins anew");
 }
 
+static void test_slots(void) {
+        _cleanup_(store_closep) Store *s = NULL;
+        unsigned slots[4];
+        VMRecord r;
+
+        fresh();
+        s = open_store();
+        check(insert(s, 1) == 0 && insert(s, 2) == 0);
+        check(store_begin(s) == 0);
+        check(store_delete_vm(s, record(1).id) == 0 && store_commit(s) == 0);
+        s = store_close(s);
+        check(foreign("UPDATE sqlite_sequence SET seq = 32766 WHERE name = 'vm'") == SQLITE_OK);
+
+        s = open_store();
+        check(store_begin(s) == 0);
+        for (unsigned i = 0; i < ELEMENTSOF(slots); i++) {
+                r = record(10 + i);
+                check(store_insert_vm(s, &r) == 0);
+                slots[i] = r.slot;
+        }
+        check(store_commit(s) == 0);
+        ok(slots[0] == VM_SLOTS_MAX && slots[1] == 1 && slots[2] == 3 && slots[3] == 4, "a slot is used again as late as can be, and never twice");
+}
+
 static void test_wrong_database(void) {
         _cleanup_(store_closep) Store *s = NULL;
 
@@ -592,14 +616,15 @@ static void test_wrong_database(void) {
         refused(-EOPNOTSUPP, "upgrade vmunit", "a newer schema");
         check(foreign("PRAGMA user_version = 0") == SQLITE_OK);
         refused(-EBADMSG, "not one of vmunit", "no version");
-        check(foreign("PRAGMA user_version = 2; PRAGMA application_id = 1") == SQLITE_OK);
+        check(foreign("PRAGMA user_version = 3; PRAGMA application_id = 1") == SQLITE_OK);
         refused(-EBADMSG, "not one of vmunit", "another program's");
         check(foreign("PRAGMA application_id = 0x766d756e") == SQLITE_OK);
         s = open_store();
         is_int(vms(s), 40, "nothing was changed by all that");
         s = store_close(s);
 
-        check(foreign("ALTER TABLE vm DROP COLUMN start_from; PRAGMA user_version = 1") == SQLITE_OK);
+        check(foreign("DROP INDEX vm_slot; ALTER TABLE vm DROP COLUMN slot; ALTER TABLE vm DROP COLUMN start_from; "
+                      "PRAGMA user_version = 1") == SQLITE_OK);
         s = open_store();
         is_int(vms(s), 40, "one of the first version is taken over");
         s = store_close(s);
@@ -719,6 +744,7 @@ int main(void) {
         test_counters();
         test_not_a_database();
         test_deleted();
+        test_slots();
         test_wrong_database();
         test_corrupt();
         test_access();

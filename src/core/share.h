@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "core/vm-private.h"
+
+/* One shared folder of a VM while it is in use: its virtiofsd, in a scope of its own. It begins before the VMM and goes with it; the VM
+ * does not run on without it (docs/architecture.md). */
+
+typedef struct ShareStart ShareStart;
+
+typedef struct Share {
+        VM *vm;
+        unsigned index;                 /* in the definition's filesystems, where it is of one */
+        char *tag, *scope, *dir;        /* dir: <run_dir>/fs-<tag> */
+        Run *run;                       /* NULL: nothing of it is there */
+        ShareStart *start;              /* what its start has built so far, while it goes on */
+        bool ready;                     /* virtiofsd answers */
+        bool renew;                     /* the VMM leaves it and takes another, for its guest has rebooted */
+        sd_event_source *grace;         /* it has ended: is it that the VMM has, too? */
+} Share;
+
+/* share.c */
+/* vm->shares as the definition says, or as the directory below /run has them; what was there before is gone. */
+int shares_prepare(VM *vm);
+int shares_find(VM *vm);
+void shares_free(VM *vm);
+/* A share's runs count: what the VM's own run waits for */
+int share_new_run(Share *share);
+/* What is left of them is ended; vm->run hears when all is gone. */
+void shares_end(VM *vm);
+bool shares_ready(const VM *vm);
+/* The tag of one that is not ready, or NULL */
+const char *shares_waited_for(const VM *vm);
+/* Its guest has rebooted, and the VMM is one that connects anew. */
+void shares_renew(VM *vm);
+/* Looks after those that have ended while no daemon was there; the VM's own run was found alive. */
+void shares_take_over(VM *vm);
+/* Told by a share's start */
+void share_is_ready(Share *share);
+void share_failed(Share *share, int error, const char *name, const char *format, ...) _printf_(4, 5);
+
+/* What no share of a VM of this name can be: 0, or -errno with an error that names the key. */
+int shares_check(Manager *m, const char *name, const Definition *d, sd_bus_error *error);
+
+/* share-start.c */
+/* Asks what virtiofsd there is, for what is refused when a VM is created. */
+void shares_probe(Manager *m);
+/* Begins the start of all that stand in vm->shares. On error nothing was begun of those that were not. */
+int shares_begin(VM *vm);
+int share_begin(Share *share);
+/* The end of the connection that the VMM is to be given, or -EBADF where it makes its own; stays the share's. */
+int share_client_fd(const Share *share);
+/* Whether PID 1 has to be waited for, after which the run is ended. */
+bool share_start_abandon(Share *share);
+/* Of virtiofsd or its parent, while it starts */
+void share_start_died(Share *share);
+ShareStart *share_start_free(ShareStart *s);

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* Prints, while vmunit is built, a filter of system calls that vmunit-exec loads: what libseccomp makes of these lists.
+ * make-filter vmm: for VMMs. make-filter virtiofsd: it builds a sandbox of its own, and then loads a stricter one. */
+
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/sched.h>
+#include <seccomp.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* No VMM and no virtiofsd has a use for these, and each has been the way out of some sandbox. */
+static const char *const denied[] = {
+        "acct", "add_key", "adjtimex", "bpf", "clock_adjtime", "clock_settime", "create_module", "delete_module", "fanotify_init",
+        "fanotify_mark", "finit_module", "fsconfig", "fsmount", "fsopen", "fspick", "init_module", "ioperm", "iopl", "kcmp",
+        "kexec_file_load", "kexec_load", "keyctl", "lookup_dcookie", "memfd_secret", "mount_setattr", "move_mount", "mq_getsetattr",
+        "mq_notify", "mq_open", "mq_timedreceive", "mq_timedsend", "mq_unlink", "msgctl", "msgget", "msgrcv", "msgsnd", "nfsservctl",
+        "open_by_handle_at", "open_tree", "perf_event_open", "personality", "pidfd_getfd", "process_madvise", "process_vm_readv",
+        "process_vm_writev", "ptrace", "quotactl", "quotactl_fd", "reboot", "request_key", "semctl", "semget", "semop",
+        "semtimedop", "setdomainname", "sethostname", "setns", "settimeofday", "shmat", "shmctl", "shmdt", "shmget", "stime",
+        "swapoff", "swapon", "syslog", "uselib", "userfaultfd", "vhangup", "vmsplice",
+};
+
+/* What else a VMM has no use for; unshare(2) and clone(2) by their flags */
+static const char *const denied_to_vmms[] = { "chroot", "mount", "pivot_root", "umount", "umount2" };
+static const unsigned long namespaces[] = {
+        CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET,
+};
+
+#define N(array) (sizeof(array) / sizeof(*(array)))
+
+static int deny_namespaces(scmp_filter_ctx f) {
+        int r = 0;
+
+        for (size_t i = 0; r >= 0 && i < N(namespaces); i++) {
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 1, SCMP_A0(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]));
+                if (r >= 0)
+                        r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1,
+                                             SCMP_A0(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]));
+        }
+        return r;
+}
+
+static int deny(scmp_filter_ctx f, const char *const names[], size_t n) {
+        for (size_t i = 0; i < n; i++) {
+                int r, nr = seccomp_syscall_resolve_name(names[i]);
+
+                if (nr == __NR_SCMP_ERROR) /* newer than this libseccomp, or of another architecture */
+                        continue;
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), nr, 0);
+                if (r < 0 && r != -EDOM)
+                        return r;
+        }
+        return 0;
+}
+
+static int print_filter(scmp_filter_ctx f) {
+        struct sock_filter i;
+        FILE *t = tmpfile();
+        int r;
+
+        if (!t)
+                return -errno;
+        r = seccomp_export_bpf(f, fileno(t));
+        if (r < 0)
+                return r;
+        rewind(t);
+        while (fread(&i, sizeof(i), 1, t) == 1)
+                printf("{ 0x%02x, %u, %u, 0x%08x },\n", i.code, i.jt, i.jf, i.k);
+        fclose(t);
+        return 0;
+}
+
+static int fill(scmp_filter_ctx f, bool vmm) {
+        int r;
+
+        r = deny(f, denied, N(denied));
+        if (r >= 0 && vmm)
+                r = deny(f, denied_to_vmms, N(denied_to_vmms));
+        if (r >= 0 && vmm)
+                r = deny_namespaces(f);
+        if (r >= 0) /* libc falls back on clone, whose flags can be looked at */
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
+        if (r >= 0) /* AF_UNIX, AF_INET and AF_INET6 are the lowest in use; AF_VSOCK, which is in no namespace, is among the others. */
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_GT, vmm ? AF_INET6 : AF_UNIX));
+        return r;
+}
+
+int main(int argc, char *argv[]) {
+        scmp_filter_ctx f = seccomp_init(SCMP_ACT_ALLOW);
+        int r;
+
+        if (!f || argc != 2)
+                return EXIT_FAILURE;
+        (void) seccomp_attr_set(f, SCMP_FLTATR_CTL_OPTIMIZE, 2);
+        r = fill(f, strcmp(argv[1], "vmm") == 0);
+        if (r >= 0)
+                r = print_filter(f);
+        seccomp_release(f);
+        if (r < 0)
+                fprintf(stderr, "Cannot make the filter: %s\n", strerror(-r));
+        return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,258 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# suite: timeout=300 sanitized backends=qemu,cloud-hypervisor
+"""Shared folders: a virtiofsd each, in a scope of its own, that is bound to its VM both ways. The tiny guest has no driver for them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+from vmunit_test import *
+from vmunit_beds import *
+
+ROOT = "/tmp/shares"                            # the box's root is an overlay, which knows no idmapped mounts
+OWNER = 12345
+ROOT_IDS, USER_IDS = 1000079360, range(1000013825, 1000079360)
+
+
+def share_dir(name, owner=0, mode=0o755):
+    path = f"{ROOT}/{name}"
+    shutil.rmtree(path, ignore_errors=True)
+    os.makedirs(path)
+    os.chown(path, owner, owner)
+    os.chmod(path, mode)
+    return path
+
+
+def shared(*names, **over):
+    return tiny_definition(filesystems=[{"tag": name, "source": share_dir(name)} for name in names], **over)
+
+
+def scope(vm, tag):
+    return f"vmunit-{escape(vm.Name)}-fs-{escape(tag)}.scope"
+
+
+def program_of(pid):
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/comm", encoding="utf-8") as f:
+            return f.read().strip()
+    return ""
+
+
+def virtiofsds(vm, tag):
+    """The program's first process, then its child."""
+    return [pid for pid in sorted(unit_pids(scope(vm, tag))) if program_of(pid) == "virtiofsd"]
+
+
+def status(pid, key):
+    with open(f"/proc/{pid}/status", encoding="utf-8") as f:
+        return next(line.split(":", 1)[1].split() for line in f if line.startswith(key + ":"))
+
+
+@contextlib.contextmanager
+def expect_text(text):
+    try:
+        yield
+    except BusError as error:
+        assert text in error.message, error.message
+        raise
+
+
+def all_gone(vm, *tags):
+    for unit in [scope(vm, tag) for tag in tags] + [vm.Unit, vm.Slice]:
+        wait_unit_gone(unit)
+
+
+def crashed(vm, tag):
+    vm.wait_state("Error")
+    assert words(vm) == ("Error", "virtiofsd-crashed"), words(vm)
+    assert tag in vm.StateMessage, vm.StateMessage
+    assert not vm.LeaderPID
+
+
+def warm_up():
+    """The daemon's first restart opens what it keeps for all that follow."""
+    vm = manager.create("warm", tiny_definition(restart={"policy": "always"}), start=True)
+    os.kill(vm.LeaderPID, signal.SIGKILL)
+    vm.wait_state("Error")
+    vm.wait_state("Running")
+    vm.remove(force=True)
+    vm.wait_gone()
+
+
+@test("two shares: a scope each, beside the VMM's in the VM's slice, gone with the VM")
+def _():
+    with vm_of(shared("one", "two.2"), name="a-b") as vm:
+        vm.start()
+        assert words(vm) == ("Running", "")
+        vm.wait_log(b"TINY-UP")
+        for tag in ("one", "two.2"):
+            unit = scope(vm, tag)
+            assert unit_property(unit, "Slice") == vm.Slice
+            assert vm.Unit in unit_property(unit, "Before").replace(r"\\", "\\"), unit_property(unit, "Before")
+            assert unit_property(unit, "Description") == f"Share {tag} of virtual machine a-b"
+            assert virtiofsds(vm, tag), unit_pids(unit)
+        vm.stop()
+        assert words(vm) == ("Stopped", "stopped")
+        all_gone(vm, "one", "two.2")
+        vm.start()
+        vm.kill()
+        all_gone(vm, "one", "two.2")
+
+
+@test("a virtiofsd of root's is no root: ids of its own, no right on the host, no network, no more than its share")
+def _():
+    with vm_of(shared("one")) as vm:
+        vm.start()
+        for pid in virtiofsds(vm, "one"):
+            assert status(pid, "Uid") == [str(ROOT_IDS)] * 4 and status(pid, "Gid") == [str(ROOT_IDS)] * 4
+            assert status(pid, "Groups") == [] and status(pid, "NoNewPrivs") == ["1"] and status(pid, "Seccomp") == ["2"]
+            for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup"):
+                assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/1/ns/{kind}"), kind
+        helper = next(pid for pid in unit_pids(scope(vm, "one")) if program_of(pid) == "vmunit-exec")
+        assert int(status(helper, "CapEff")[0], 16) == 0
+
+
+@test("the memory of the guest is shared exactly if there are shares", not_on={"cloud-hypervisor": "its configuration can't be seen from outside"})
+def _():
+    for definition, want in ((shared("one"), True), (tiny_definition(), False)):
+        with vm_of(definition) as vm:
+            vm.start()
+            with open(f"/proc/{vm.LeaderPID}/cmdline", encoding="utf-8") as f:
+                assert ("memory-backend-memfd" in f.read()) == want
+
+
+@test("a virtiofsd that dies takes the VM along, and the restart policy follows")
+def _():
+    with vm_of(shared("one", "two")) as vm:
+        vm.start()
+        os.kill(virtiofsds(vm, "two")[0], signal.SIGKILL)
+        crashed(vm, "two")
+        all_gone(vm, "one", "two")
+        vm.start()
+        assert words(vm) == ("Running", "")
+        vm.update({"restart": {"policy": "on-failure"}})
+        os.kill(sorted(unit_pids(scope(vm, "one")))[0], signal.SIGKILL)     # its parent
+        vm.wait_state("Error")
+        vm.wait_state("Running")
+        assert virtiofsds(vm, "one") and virtiofsds(vm, "two")
+
+
+@test("a VMM that dies takes its virtiofsds along")
+def _():
+    with vm_of(shared("one", "two")) as vm:
+        vm.start()
+        os.kill(vm.LeaderPID, signal.SIGKILL)
+        vm.wait_state("Error")
+        assert words(vm) == ("Error", "vmm-crashed"), words(vm)
+        all_gone(vm, "one", "two")
+
+
+@test("systemctl stop of a share's scope, of the VMM's and of the slice is a Stop", timeout=60)
+def _():
+    with vm_of(shared("one", "two")) as vm:
+        for unit in (scope(vm, "two"), vm.Unit, vm.Slice):
+            vm.start()
+            vm.wait_log(b"TINY-UP")
+            systemctl("stop", unit)
+            vm.wait_state("Stopped")
+            assert words(vm) == ("Stopped", "stopped"), (unit, words(vm))
+            assert times_on(vm, b"POWERBTN") == 1, unit
+            all_gone(vm, "one", "two")
+
+
+@test("a reboot and a reset keep the shares, of a VMM that connects anew with a fresh virtiofsd", timeout=60)
+def _():
+    with vm_of(shared("one", "two")) as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        before = {tag: virtiofsds(vm, tag) for tag in ("one", "two")}
+        vm.reboot()
+        vm.wait_log(b"TINY-UP")
+        assert words(vm) == ("Running", "")
+        up = times_on(vm, b"TINY-UP")
+        if not IN_PLACE:                        # another VMM, with another log
+            before = {tag: virtiofsds(vm, tag) for tag in ("one", "two")}
+        for n in range(1, 4):
+            if n == 2:
+                kill_daemon()
+            vm.reset()
+            wait_for(lambda: times_on(vm, b"TINY-UP") == up + n, poll=0.02)
+            assert words(vm) == ("Running", "")
+            wait_for(lambda: all(virtiofsds(vm, tag) for tag in before), poll=0.02)
+            now = {tag: virtiofsds(vm, tag) for tag in before}
+            assert (now == before) == (BACKEND == "qemu"), (before, now)
+            before = now
+        os.kill(before["two"][0], signal.SIGKILL)
+        crashed(vm, "two")
+
+
+@test("a daemon that comes back finds its virtiofsds, and the bond holds", timeout=60)
+def _():
+    with vm_of(shared("one", "two")) as vm:
+        vm.start()
+        before = {tag: virtiofsds(vm, tag) for tag in ("one", "two")}
+        kill_daemon()
+        assert words(vm) == ("Running", "")
+        assert {tag: virtiofsds(vm, tag) for tag in ("one", "two")} == before
+        os.kill(before["one"][0], signal.SIGKILL)
+        crashed(vm, "one")
+        all_gone(vm, "one", "two")
+
+        vm.start()
+        stop_daemon()
+        os.kill(virtiofsds(vm, "two")[0], signal.SIGKILL)   # while none looks
+        start_daemon()
+        crashed(vm, "two")
+        all_gone(vm, "one", "two")
+
+        vm.start()
+        stop_daemon()
+        os.kill(vm_pid(vm), signal.SIGKILL)
+        start_daemon()
+        vm.wait_state("Error")
+        assert words(vm) == ("Error", "vmm-crashed"), words(vm)
+        all_gone(vm, "one", "two")
+
+
+def vm_pid(vm):
+    return next(pid for pid in unit_pids("vmunit-%s.scope" % escape(vm.path.rsplit("/", 1)[1])) if program_of(pid).startswith(COMM))
+
+
+@test("a share that can't be: the start is undone, no VMM was there, and the error names it", timeout=60)
+def _():
+    file, missing = f"{ROOT}/file", f"{ROOT}/missing"
+    os.makedirs(ROOT, exist_ok=True)
+    with open(file, "w", encoding="utf-8"):
+        pass
+    good = share_dir("good")
+    for source, text in ((missing, "No such file"), (file, "Not a directory"), ("/etc", "idmapped")):
+        definition = tiny_definition(filesystems=[{"tag": "a", "source": good}, {"tag": "b", "source": source},
+                                                  {"tag": "c", "source": good}])
+        with vm_of(definition) as vm:
+            with expect_error("BackendFailed", text=text), expect_text("filesystems[1] (b)"):
+                vm.start()
+            assert words(vm) == ("Stopped", "start-failed"), words(vm)
+            assert not usage_of(vm), "no VMM was there"
+            assert not os.path.exists(f"/run/vmunit/vms/{vm.Id}")
+
+
+@test("a user's share: its owner is root to virtiofsd, whose ids are the VM's alone")
+def _():
+    path = share_dir("user", owner=OWNER, mode=0o700)
+    subprocess.run(["useradd", "-u", str(OWNER), "-M", "vmunit-owner"], check=True, capture_output=True)
+    with vm_of(tiny_definition(filesystems=[{"tag": "one", "source": path}]), owner=OWNER) as vm:
+        assert vm.OwnerUID == OWNER
+        vm.start()
+        ids = {int(status(pid, "Uid")[0]) for pid in virtiofsds(vm, "one")}
+        assert len(ids) == 1 and ids.pop() in USER_IDS
+        os.chown(path, 0, 0)
+        vm.stop()
+        with expect_error("BackendFailed", text="Permission denied"):
+            vm.start()
+
+
+warm_up()
+run()
