@@ -126,7 +126,7 @@ int remove_begin(VM *vm) {
         if (vm->run && run_is_alive(vm->run))
                 run_kill(vm->run); /* its end goes on */
         else if (vm->run)
-                run_end(vm->run);
+                vm_end_run(vm);
         arm_retry(vm, KILL_TIMEOUT_USEC);
         return 0;
 }

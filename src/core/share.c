@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/wait.h>
 
 #include "basic/fault.h"
 #include "basic/name-util.h"
@@ -170,10 +171,18 @@ void share_failed(Share *share, int error, const char *name, const char *format,
         share_lost(share);
 }
 
+/* It ends in good order when its VMM leaves, as one that connects by itself does when its guest resets. */
+static bool was_left(const Share *share) {
+        const Run *r = share->run;
+
+        return share->vm->ops->connects_shares && r->exit_known && WIFEXITED(r->status) && WEXITSTATUS(r->status) == 0;
+}
+
 static int on_grace_over(sd_event_source *source, uint64_t usec, void *userdata) {
         Share *share = userdata;
 
         share->grace = sd_event_source_disable_unref(share->grace);
+        share->renew = vm_is_alive(share->vm) && !share->vm->stop && was_left(share);
         if (share->renew)
                 run_end(share->run);
         else
@@ -188,18 +197,6 @@ static void share_ended(Share *share, uint64_t grace_usec) {
         if (sd_event_add_time_relative(share->vm->manager->event, &share->grace, CLOCK_MONOTONIC, grace_usec, 0, on_grace_over,
                                        share) < 0)
                 share_lost(share);
-}
-
-void shares_renew(VM *vm) {
-        for (size_t i = 0; i < vm->n_shares; i++) {
-                Share *share = vm->shares + i;
-
-                if (share->start || !share->run)
-                        continue;
-                share->renew = true;
-                if (!run_is_alive(share->run))
-                        run_end(share->run);
-        }
 }
 
 /* Its processes and units */
@@ -279,9 +276,12 @@ void shares_end(VM *vm) {
 void shares_take_over(VM *vm) {
         for (size_t i = 0; i < vm->n_shares; i++) {
                 Share *share = vm->shares + i;
+                _cleanup_free_ char *path = strjoinf("%s/exit", share->dir);
 
-                share->ready = share->run && run_is_alive(share->run);
-                if (!share->ready)
-                        share_ended(share, TAKEOVER_GRACE_USEC);
+                share->ready = run_is_alive(share->run);
+                if (share->ready)
+                        continue;
+                share->run->exit_known = path && helper_read_exit(path, &share->run->status) >= 0;
+                share_ended(share, TAKEOVER_GRACE_USEC);
         }
 }

@@ -15,7 +15,7 @@ typedef struct Share {
         Run *run;                       /* NULL: nothing of it is there */
         ShareStart *start;              /* what its start has built so far, while it goes on */
         bool ready;                     /* virtiofsd answers */
-        bool renew;                     /* the VMM leaves it and takes another, for its guest has rebooted */
+        bool renew;                     /* the VMM has left it and takes a fresh one */
         sd_event_source *grace;         /* it has ended: is it that the VMM has, too? */
 } Share;
 
@@ -31,8 +31,6 @@ void shares_end(VM *vm);
 bool shares_ready(const VM *vm);
 /* The tag of one that is not ready, or NULL */
 const char *shares_waited_for(const VM *vm);
-/* Its guest has rebooted, and the VMM is one that connects anew. */
-void shares_renew(VM *vm);
 /* Looks after those that have ended while no daemon was there; the VM's own run was found alive. */
 void shares_take_over(VM *vm);
 /* Told by a share's start */

@@ -469,9 +469,6 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
                 reboot_pressed(vm);
                 vm_note(vm, "power-button", "The power button was pressed");
                 break;
-        case VMM_EVENT_GUEST_RESETS:
-                shares_renew(vm);
-                break;
         case VMM_EVENT_GUEST_RESET:
                 vm->last_event = _VMM_EVENT_MAX;
                 vm_note(vm, "guest-reset", "The guest was reset");
@@ -537,10 +534,24 @@ int vm_new_run(VM *vm) {
         return 0;
 }
 
+static int find_shares(VM *vm) {
+        int r;
+
+        r = shares_find(vm);
+        for (size_t i = 0; r >= 0 && i < vm->n_shares; i++) {
+                r = share_new_run(vm->shares + i);
+                if (r >= 0 && run_find(vm->shares[i].run, vm->manager->boot_id) < 0)
+                        vm->shares[i].run->dead = true;
+        }
+        return r;
+}
+
 int vm_find_run(VM *vm) {
         int r;
 
         r = vm_new_run(vm);
+        if (r >= 0)
+                r = find_shares(vm);
         return r < 0 ? r : run_find(vm->run, vm->manager->boot_id);
 }
 
@@ -648,22 +659,6 @@ static void found_dead(VM *vm) {
         vm_end_run(vm);
 }
 
-/* Before it is known whether the VM lives: what is found of them is ended with it, if not. */
-static int find_shares(VM *vm) {
-        int r, k;
-
-        r = shares_find(vm);
-        for (size_t i = 0; r >= 0 && i < vm->n_shares; i++) {
-                r = share_new_run(vm->shares + i);
-                k = r < 0 ? r : run_find(vm->shares[i].run, vm->manager->boot_id);
-                if (r >= 0 && k < 0)
-                        vm->shares[i].run->dead = true;
-        }
-        if (r < 0)
-                vm_log(vm, LOG_ERR, "can't look for its shares: %s", strerror(-r));
-        return r;
-}
-
 static bool other_boot(const VM *vm) {
         return vm->rec.boot_id[0] && !streq(vm->rec.boot_id, vm->manager->boot_id);
 }
@@ -690,7 +685,6 @@ int vm_take_over(VM *vm) {
                 return 0;
         }
         (void) FAULT_POINT("takeover.found", FAULT_VMM, vm_leader_pid(vm));
-        (void) find_shares(vm);
         if (r < 0)
                 found_dead(vm);
         else {

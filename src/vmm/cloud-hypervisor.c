@@ -220,10 +220,6 @@ static void on_resumed(CloudHypervisor *ch, json_object *properties) {
         heard_state(ch, VMM_STATE_RUNNING);
 }
 
-static void on_rebooting(CloudHypervisor *ch, json_object *properties) {
-        emit(ch, VMM_EVENT_GUEST_RESETS, 0);
-}
-
 static void on_rebooted(CloudHypervisor *ch, json_object *properties) {
         bool ours = ch->n_resets > 0 && !ch->reset_heard;
 
@@ -255,14 +251,13 @@ static void on_event(void *userdata, json_object *o) {
                 const char *source, *name;
                 void (*handle)(CloudHypervisor *ch, json_object *properties);
         } table[] = {
-                { "vm",    "booted",    on_booted     },
-                { "vm",    "paused",    on_paused     },
-                { "vm",    "resumed",   on_resumed    },
-                { "vm",    "rebooting", on_rebooting  },
-                { "vm",    "rebooted",  on_rebooted   },
-                { "vm",    "shutdown",  on_down       },
-                { "guest", "panic",     on_panic      },
-                { "vmm",   "shutdown",  on_ended      },
+                { "vm",    "booted",   on_booted   },
+                { "vm",    "paused",   on_paused   },
+                { "vm",    "resumed",  on_resumed  },
+                { "vm",    "rebooted", on_rebooted },
+                { "vm",    "shutdown", on_down     },
+                { "guest", "panic",    on_panic    },
+                { "vmm",   "shutdown", on_ended    },
         };
         CloudHypervisor *ch = userdata;
         _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&ch->vmm);

@@ -81,8 +81,7 @@ typedef enum VMMEvent {
         VMM_EVENT_IO_ERROR,             /* a disk error has stopped it */
         VMM_EVENT_POWER_BUTTON,         /* pressed */
         VMM_EVENT_GUEST_SHUTDOWN,       /* the guest powers off; the process ends by itself */
-        VMM_EVENT_GUEST_RESETS,         /* will be reset: a VMM that connects to shares by itself does so anew */
-        VMM_EVENT_GUEST_RESET,          /* was */
+        VMM_EVENT_GUEST_RESET,
         VMM_EVENT_GUEST_PANICKED,
         VMM_EVENT_SHUTDOWN,             /* the process ends by quit or a signal */
         VMM_EVENT_EXITED,               /* the process ends in good order, and why it does not tell */
