@@ -239,6 +239,82 @@ def _():
             assert not os.path.exists(f"/run/vmunit/vms/{vm.Id}")
 
 
+FAKE = "/opt/vmunit-test/virtiofsd"             # a program that is not in /usr; Python is
+_FAKE = """#!/usr/bin/python3 -I
+import os, signal, socket, sys
+if "--version" in sys.argv:
+    print("virtiofsd version %(version)s")
+    sys.exit()
+mode = open("/share/mode").read() if os.path.exists("/share/mode") else "real"
+if mode == "real":
+    os.execv("/usr/lib/qemu/virtiofsd", ["virtiofsd"] + sys.argv[1:])
+elif mode == "dies":
+    sys.exit("the last words")
+elif mode == "garbage":
+    socket.socket(fileno=os.dup(3)).accept()[0].sendall(b"x" * 4096)
+while True:
+    signal.pause()
+"""
+
+
+@contextlib.contextmanager
+def fake_virtiofsd(version="7.2.22", **settings):
+    os.makedirs(os.path.dirname(FAKE), exist_ok=True)
+    with open(FAKE, "w", encoding="utf-8") as f:
+        f.write(_FAKE % {"version": version})
+    os.chmod(FAKE, 0o755)
+    with configured(VirtioFSD=FAKE, **settings):
+        yield
+
+
+@test("a virtiofsd that dies, hangs or talks nonsense: the start is undone, starts no VMM, and names the share", timeout=90)
+def _():
+    ready = BACKEND == "qemu"                   # another one connects by itself, so there is none to ask before it does
+    with fake_virtiofsd(StartTimeoutSec="4s"):
+        for mode, error, text in (("dies", "BackendFailed", "the last words"), ("garbage", "BackendFailed", "vhost-user"),
+                                  ("hangs", "Timeout", "no answer from the virtiofsd of b")):
+            if mode != "dies" and not ready:
+                continue
+            with vm_of(shared("a", "b", "c")) as vm:
+                with open(f"{ROOT}/b/mode", "w", encoding="utf-8") as f:
+                    f.write(mode)
+                with expect_error(error, text=text), expect_text("b"):
+                    vm.start()
+                assert words(vm) == ("Stopped", "start-failed") and not usage_of(vm), (mode, words(vm))
+                os.unlink(f"{ROOT}/b/mode")
+                vm.start()
+                assert words(vm) == ("Running", "")
+
+
+@test("what can't be is refused at create: a tag that makes too long a name for a unit, what the program can't do", timeout=60)
+def _():
+    name, tag = "a-" * 31 + "a", "-" * 36
+    with expect_error("InvalidDefinition", begins="filesystems[0].tag: "):
+        manager.create(name, tiny_definition(filesystems=[{"tag": tag, "source": ROOT}]))
+    with fake_virtiofsd("5.2.0"), vm_of(tiny_definition()) as vm:
+        old = {"filesystems": [{"tag": "a", "source": ROOT, "xattr": True, "posixAcl": True}]}
+        wait_for(lambda: refused(lambda: vm.update(old)), 10, "the version to be known", poll=0.05)
+        with expect_error("NotSupported", begins="filesystems[0].posixAcl: "):
+            manager.create("old", tiny_definition(**old))
+
+
+def refused(call):
+    try:
+        call()
+    except BusError as error:
+        assert error.short == "NotSupported", error
+        return True
+    return False
+
+
+@test("the ids of VMs and shares are claimed by users that nobody is")
+def _():
+    subprocess.run(["systemd-sysusers"], check=True, capture_output=True)
+    for name, first in (("vmunit-vm", USER_IDS[0] - 1), ("vmunit-share", ROOT_IDS)):
+        entry = subprocess.run(["getent", "passwd", name], check=True, capture_output=True, text=True).stdout
+        assert entry.split(":")[2:4] == [str(first)] * 2, entry
+
+
 @test("a user's share: its owner is root to virtiofsd, whose ids are the VM's alone")
 def _():
     path = share_dir("user", owner=OWNER, mode=0o700)
