@@ -311,9 +311,7 @@ def _():
                                ("cloud-hypervisor", "cpus: ", {"cpus": 255}),
                                ("cloud-hypervisor", "boot.firmware: ", {"boot": {"kernel": None, "firmware": "uefi"}}),
                                ("cloud-hypervisor", "networks[0].type: ", {"networks": [{"name": "a", "type": "user"}]}),
-                               ("cloud-hypervisor", "filesystems: ", shared),
-                               ("qemu", "networks[0].type: ", {"networks": [{"name": "a", "type": "tap"}]}),
-                               ("qemu", "filesystems: ", shared)):
+                               ("qemu", "networks[0].type: ", {"networks": [{"name": "a", "type": "tap"}]})):
         with expect_error("NotSupported", begins=begins):
             manager.create("no", tiny_definition(backend=name, **over))
         with vm_of(tiny_definition(backend=name)) as vm, expect_error("NotSupported", begins=begins):
