@@ -329,9 +329,11 @@ static void on_opened(void *userdata, int error, int fd, const OpenReply *reply)
         s->open = launch_call_free(s->open);
         s->dir_fd = fd;
         if (error < 0) {
+                char why[128];
+
+                vm_describe_open(vm, error, why, sizeof(why));
                 share_failed(share, error, VMUNIT_ERROR_BACKEND_FAILED, "source: can't open %s: %s",
-                             vm->definition->filesystems[share->index].source,
-                             error == -EPIPE ? "the launcher has died" : strerror(-error));
+                             vm->definition->filesystems[share->index].source, why);
                 return;
         }
         if (vm->rec.owner == 0)

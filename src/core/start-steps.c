@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -286,6 +287,14 @@ static void keep_kernel(Start *s, size_t i, const OpenReply *reply) {
         memcpy(s->kernel_head, reply->head, s->kernel.size);
 }
 
+void vm_describe_open(const VM *vm, int error, char *buf, size_t size) {
+        if (error == -ESRCH)
+                (void) snprintf(buf, size, "its owner, uid %" PRIu32 ", is no user of this host", (uint32_t) vm->rec.owner);
+        else
+                (void) snprintf(buf, size, "%s", error == -EPIPE ? "the launcher has died" : error == -EAGAIN ?
+                                "somebody else has a lock on it" : strerror(-error));
+}
+
 static void on_opened(void *userdata, int error, int fd, const OpenReply *reply) {
         OpenContext *c = userdata;
         Start *s = c->start;
@@ -294,9 +303,10 @@ static void on_opened(void *userdata, int error, int fd, const OpenReply *reply)
         c->call = launch_call_free(c->call);
         c->fd = fd;
         if (error < 0) {
-                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't open %s: %s", f->key, f->path,
-                                   error == -EPIPE ? "the launcher has died" :
-                                   error == -EAGAIN ? "somebody else has a lock on it" : strerror(-error));
+                char why[128];
+
+                vm_describe_open(s->vm, error, why, sizeof(why));
+                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't open %s: %s", f->key, f->path, why);
                 start_fail(s);
                 return;
         }

@@ -50,6 +50,8 @@ void vm_stop_asked(VM *vm);
 /* Asks PID 1 for the scope of one of its runs, whose helper is there, and with the first for the slice. The strings are the caller's, as
  * long as the call. */
 int vm_start_scope(VM *vm, const Run *run, const char *description, systemd_done_cb cb, void *userdata, SystemdCall **ret);
+/* Why a file of its definition could not be opened */
+void vm_describe_open(const VM *vm, int error, char *buf, size_t size);
 /* What its virtiofsds are on the host, where they are one owner's */
 uint32_t vm_share_id(const VM *vm);
 int vm_connect(VM *vm);
