@@ -145,11 +145,25 @@ void share_is_ready(Share *share) {
 static void share_lost(Share *share) {
         VM *vm = share->vm;
 
+        if (vm->start && !share->run->ending)
+                share_start_died(share);
         if (!vm_is_alive(vm) || vm->start || vm->stop || vm->rec.state == VM_REMOVING || relaunch_pending(vm))
                 return;
         if (!vm->share_lost)
                 vm->share_lost = strdup(share->tag);
         run_kill(vm->run);
+}
+
+bool shares_blamed(VM *vm) {
+        for (size_t i = 0; i < vm->n_shares; i++) {
+                Share *share = vm->shares + i;
+
+                if (!share->run || share->run->ending || run_is_alive(share->run))
+                        continue;
+                share_start_died(share);
+                return true;
+        }
+        return false;
 }
 
 void share_failed(Share *share, int error, const char *name, const char *format, ...) {

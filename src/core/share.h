@@ -33,6 +33,8 @@ bool shares_ready(const VM *vm);
 const char *shares_waited_for(const VM *vm);
 /* Looks after those that have ended while no daemon was there; the VM's own run was found alive. */
 void shares_take_over(VM *vm);
+/* Fails the start under way by a virtiofsd that has ended, if one has: what the VMM says of that is less. */
+bool shares_blamed(VM *vm);
 /* Told by a share's start */
 void share_is_ready(Share *share);
 void share_failed(Share *share, int error, const char *name, const char *format, ...) _printf_(4, 5);

@@ -668,6 +668,8 @@ static void on_booted(void *userdata, int error, const char *message) {
         /* Its death, or the end of its connection, tells more. */
         if (!s || s->failing || error == -EPIPE || error == -ECANCELED)
                 return;
+        if (error < 0 && shares_blamed(vm))
+                return;
         if (error < 0) {
                 (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s does not start the guest: %s", vm_backend_title(vm),
                                    message ?: strerror(-error));

@@ -461,6 +461,59 @@ def _():
             vm.start()
 
 
+def bad_definitions():
+    """(JSON, what the message begins with, or None)"""
+    for text in ("", " ", "nonsense", "[]", '"x"', "1", "null", "true", "{", "{}}", '{"version": 1} x', "{'version': 1}",
+                 '{"version": 1,}', '{"version": 1, "version": 1}', '{"version": 1, "cpus": 1, "cpus": 2}', "\ufeff{}",
+                 '{"version": 1, "cpus": NaN}', '{"version": 1 /* */}', '{"version": 1, "labels": {"a": "\\ud800"}}',
+                 '{"version": 1, "labels": {"a": "\\u0000"}}', "[" * 100, '{"version":' * 40 + "1" + "}" * 40,
+                 json.dumps(tiny_definition(labels={"x": "y" * 300000}))):
+        yield text, None
+    for begins, over in (
+            ("version", {"version": 2}), ("version", {"version": "1"}), ("version", {"version": None}),
+            ("cpu", {"cpu": 1}), ("Cpus", {"Cpus": 1}), ("nonsense", {"nonsense": 1}),
+            ("cpus", {"cpus": 0}), ("cpus", {"cpus": 513}), ("cpus", {"cpus": -1}), ("cpus", {"cpus": "2"}),
+            ("cpus", {"cpus": 1.5}), ("cpus", {"cpus": 2**63}), ("cpus", {"cpus": 2**80}), ("cpus", {"cpus": [1]}),
+            ("memory", {"memory": "7M"}), ("memory", {"memory": "17T"}), ("memory", {"memory": "lots"}),
+            ("memory", {"memory": -1}), ("memory", {"memory": {}}), ("memory", {"memory": ""}),
+            ("backend", {"backend": "xen"}), ("backend", {"backend": 1}), ("accel", {"accel": "warp"}),
+            ("boot", {"boot": "x"}), ("boot.kernel", {"boot": {"kernel": "relative"}}),
+            ("boot.kernel", {"boot": {"kernel": 1}}), ("boot.kernal", {"boot": {"kernal": "/x"}}),
+            ("boot", {"boot": {"firmware": "bios"}}), ("boot.initramfs", {"boot": {"initramfs": "x"}}),
+            ("boot.cmdline", {"boot": {"cmdline": 1}}),
+            ("disks", {"disks": {}}), ("disks[0]", {"disks": [1]}), ("disks[0]", {"disks": [{}]}),
+            ("disks[0].path", {"disks": [{"path": "x"}]}), ("disks[0].path", {"disks": [{"path": "/x/../y\n"}]}),
+            ("disks[0].format", {"disks": [{"path": "/x", "format": "vmdk"}]}),
+            ("disks[0].readonly", {"disks": [{"path": "/x", "readonly": "yes"}]}),
+            ("disks[0].name", {"disks": [{"path": "/x", "name": "Data"}]}),
+            ("disks[0].name", {"disks": [{"path": "/x", "name": "a" * 17}]}),
+            ("disks[1].name", {"disks": [{"path": "/x", "name": "a"}, {"path": "/y", "name": "a"}]}),
+            ("disks[0].sise", {"disks": [{"path": "/x", "sise": 1}]}),
+            ("networks", {"networks": "user"}), ("networks[0].type", {"networks": [{"type": "wifi"}]}),
+            ("networks[0].forward", {"networks": [{"type": "user", "forward": {}}]}),
+            ("networks[0].forward[0].host", {"networks": [{"type": "user", "forward": [{"host": 65536, "guest": 1}]}]}),
+            ("networks[0].forward[0].guest", {"networks": [{"type": "user", "forward": [{"host": 1, "guest": 0}]}]}),
+            ("networks[0].forward[0].protocol",
+             {"networks": [{"type": "user", "forward": [{"host": 1, "guest": 1, "protocol": "sctp"}]}]}),
+            ("networks[0].forward[0].address",
+             {"networks": [{"type": "user", "forward": [{"host": 1, "guest": 1, "address": "localhost"}]}]}),
+            ("vsock", {"vsock": 1}), ("restart", {"restart": "always"}),
+            ("restart.policy", {"restart": {"policy": "sometimes"}}), ("restart.max", {"restart": {"max": -1}}),
+            ("autostart", {"autostart": "yes"}), ("stopTimeout", {"stopTimeout": "soon"}),
+            ("stopTimeout", {"stopTimeout": -1}), ("resources", {"resources": []}),
+            ("resources.CPUWeight", {"resources": {"CPUWeight": 0}}),
+            ("resources.CPUWeight", {"resources": {"CPUWeight": 10001}}),
+            ("resources.CPUQuota", {"resources": {"CPUQuota": "150"}}),
+            ("resources.MemoryMax", {"resources": {"MemoryMax": "16M"}}),
+            ("resources.TasksMax", {"resources": {"TasksMax": "many"}}),
+            ("resources.AllowedCPUs", {"resources": {"AllowedCPUs": "a-b"}}),
+            ("resources.Nice", {"resources": {"Nice": 1}}),
+            ("labels", {"labels": []}), ("labels", {"labels": {"a": 1}}),
+            ("labels", {"labels": {f"k{n}": "" for n in range(65)}}), ("labels", {"labels": {"k": "v" * 5000}}),
+            ("filesystems", {"filesystems": [{"tag": "a b", "source": "/x"}]})):
+        yield json.dumps(tiny_definition(**over)), begins
+
+
 @test("bad definitions: each has its message, and nothing is left of any", timeout=60)
 def _():
     manager.list()
