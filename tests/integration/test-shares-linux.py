@@ -377,7 +377,7 @@ def _():
     os.chown(f"{path}/group", OWNER, STRANGER)
     vm = boot("user", owner=OWNER, filesystems=[{"tag": "user", "source": path}])
     with Shell(vm) as shell:
-        assert shell.run("mkdir /mnt && mount -t virtiofs user /mnt")[0] == 0
+        assert shell.run("mkdir -p /mnt && mount -t virtiofs user /mnt")[0] == 0
         assert shell.run("stat -c %u:%g /mnt /mnt/mine")[1].split() == ["0:0", "0:0"], "to the guest it is root's"
         assert shell.run("cat /mnt/mine && echo more >>/mnt/mine") == (0, "mine")
         assert content(f"{path}/mine") == b"minemore\n"
