@@ -14,6 +14,8 @@
 
 #define STATS_TIMEOUT_USEC (2 * USEC_PER_SEC)
 #define DEATH_SHOWS_USEC (20 * USEC_PER_MSEC)
+/* After a death, until the VM's state is right: its VMM's parent has 100 ms to tell the status. */
+#define STATE_SHOWS_USEC (150 * USEC_PER_MSEC)
 #define CONSOLE_TIMEOUT_USEC (5 * USEC_PER_SEC)
 #define LAST_WORDS_MAX 4096
 #define COUNTERS_MAX 512
@@ -35,7 +37,7 @@ typedef struct Stats {
         void *userdata;
         SystemdCall *call;
         sd_event_source *timer;
-        bool slice_pending, vmm_pending, dying, told;
+        bool slice_pending, vmm_pending, dying, dead, told;
         Counter counters[COUNTERS_MAX];
         size_t n;
 } Stats;
@@ -58,9 +60,18 @@ static void stats_tell(Stats *s) {
         s->cb(s->userdata, sd_bus_error_is_set(&e) ? &e : NULL, s->counters, s->n);
 }
 
+/* Who hears that it does not run finds its state to be so. */
+static bool stats_wait_for_state(Stats *s) {
+        if (s->dead || !pidfd_dead(s->pidfd))
+                return false;
+        s->dead = true;
+        return sd_event_source_set_time_relative(s->timer, STATE_SHOWS_USEC) >= 0 &&
+                sd_event_source_set_enabled(s->timer, SD_EVENT_ONESHOT) >= 0;
+}
+
 /* The VMM's answer comes in any case, so what it is for has to stay until then. */
 static void stats_check(Stats *s, bool late) {
-        if (!s->told && (late || (!s->slice_pending && !s->vmm_pending && !s->dying)))
+        if (!s->told && (late || (!s->slice_pending && !s->vmm_pending && !s->dying && !s->dead)) && !stats_wait_for_state(s))
                 stats_tell(s);
         if (s->told && !s->vmm_pending) {
                 safe_close(s->pidfd);
@@ -114,7 +125,7 @@ int vm_get_stats(VM *vm, stats_cb cb, void *userdata, sd_bus_error *error) {
         Stats *s;
         int r;
 
-        if (!vm_look(vm))
+        if (!vm_look(vm) && (!vm->run || vm->run->pidfd < 0 || vm->run->status_told))
                 return not_running(vm->rec.name, error);
 
         s = new0(Stats, 1);
