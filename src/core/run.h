@@ -37,7 +37,7 @@ struct Run {
         char backend[24];                       /* for a daemon whose database does not know it */
         uint64_t reboot_until;                  /* CLOCK_MONOTONIC: a reboot is under way, which may take so long; 0: none is */
         bool reboot_pressed;                    /* … and its button was pressed */
-        char end_cause[24];                     /* it is about to be killed, and this was the reason; "": it is not */
+        char end_cause[64];                     /* it is about to be killed, and this was the reason; "": it is not */
         bool in_scope;                          /* the scope was started */
         bool dead, helper_dead, status_told, stop_told;
         bool ending;                            /* on its way to gone */

@@ -185,6 +185,7 @@ static void on_helper_event(void *userdata, const ExecEvent *ev, int pidfd, int 
                 break;
         case EXEC_DONE:
                 s->helper = helper_free(s->helper);
+                s->share->run->launch = launch_call_free(s->share->run->launch); /* PID 1 has its process */
                 executed(s);
                 break;
         default:
@@ -248,6 +249,11 @@ static void on_launched(void *userdata, int error, pid_t pid, int pidfd) {
         if (error == -EMEDIUMTYPE) {
                 share_failed(s->share, error, VMUNIT_ERROR_BACKEND_FAILED,
                              "source: its file system knows no idmapped mounts, which keep the files' owners; ext4, xfs, btrfs and tmpfs do");
+                return;
+        }
+        if (error == -EUSERS) {
+                share_failed(s->share, error, VMUNIT_ERROR_BACKEND_FAILED,
+                             "its virtiofsd needs a user namespace, and this host makes none (user.max_user_namespaces=)");
                 return;
         }
         r = error < 0 ? error : run_set_helper(s->share->run, pid, pidfd);

@@ -149,16 +149,25 @@ static void share_lost(Share *share) {
                 share_start_died(share);
         if (!vm_is_alive(vm) || vm->start || vm->stop || vm->rec.state == VM_REMOVING || relaunch_pending(vm))
                 return;
-        if (!vm->share_lost)
-                vm->share_lost = strdup(share->tag);
-        run_kill(vm->run);
+        if (vm->vmm)
+                vm->ops->drain(vm->vmm); /* it may have said why it goes, which takes it longer than its virtiofsds */
+        if (vm->last_event == _VMM_EVENT_MAX)
+                vm_put_down_for_share(vm, share->tag);
+}
+
+/* One that ends because its VMM does ends in good order. */
+static bool has_crashed(const Share *share) {
+        _cleanup_free_ char *path = strjoinf("%s/exit", share->dir);
+        int status;
+
+        return path && helper_read_exit(path, &status) >= 0 && !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
 bool shares_blamed(VM *vm) {
         for (size_t i = 0; i < vm->n_shares; i++) {
                 Share *share = vm->shares + i;
 
-                if (!share->run || share->run->ending || run_is_alive(share->run))
+                if (!share->run || share->run->ending || run_is_alive(share->run) || !has_crashed(share))
                         continue;
                 share_start_died(share);
                 return true;
@@ -189,7 +198,8 @@ void share_failed(Share *share, int error, const char *name, const char *format,
 static bool was_left(const Share *share) {
         const Run *r = share->run;
 
-        return share->vm->ops->connects_shares && r->exit_known && WIFEXITED(r->status) && WEXITSTATUS(r->status) == 0;
+        return share->vm->ops && share->vm->ops->connects_shares &&
+                (share->unborn || (r->exit_known && WIFEXITED(r->status) && WEXITSTATUS(r->status) == 0));
 }
 
 static int on_grace_over(sd_event_source *source, uint64_t usec, void *userdata) {

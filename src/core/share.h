@@ -16,6 +16,7 @@ typedef struct Share {
         ShareStart *start;              /* what its start has built so far, while it goes on */
         bool ready;                     /* virtiofsd answers */
         bool renew;                     /* the VMM has left it and takes a fresh one */
+        bool unborn;                    /* the daemon that was to start it has died meanwhile */
         sd_event_source *grace;         /* it has ended: is it that the VMM has, too? */
 } Share;
 

@@ -249,6 +249,8 @@ void start_run_status(VM *vm) {
                 vm_set_exit(vm);
         if (s->failing)
                 return;
+        if (vm->run->dead && shares_blamed(vm))
+                return;
         if (vm->run->dead) {
                 start_tell_death(s);
                 vm_log_last_words(vm);

@@ -68,6 +68,8 @@ const char *vm_backend_title(const VM *vm); /* "QEMU" */
 /* The last words of a VMM that failed, to the journal */
 void vm_log_last_words(VM *vm);
 /* How a VMM of no further use (guest panic, KVM error) is made an Error: it is killed first. */
+/* The same for a share whose virtiofsd has died */
+void vm_put_down_for_share(VM *vm, const char *tag);
 void vm_put_down(VM *vm, VMMEvent why);
 /* At the daemon's start */
 int vm_take_over(VM *vm);

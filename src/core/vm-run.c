@@ -24,6 +24,8 @@
 #define FLIPS_MAX 10U
 #define FLIPS_USEC (5 * USEC_PER_SEC)
 
+#define SHARE_CAUSE "virtiofsd-crashed:" /* what the run file says of a VM that is ended for that, with the share's tag */
+
 const char *vm_backend_title(const VM *vm) {
         if (!vm->ops)
                 return "the VMM";
@@ -66,9 +68,10 @@ static VMMEvent death_cause(VM *vm) {
 }
 
 static void vm_show_death(VM *vm) {
-        if (vm->share_lost) {
-                (void) vm_transition(vm, TRANSITION_VIRTIOFSD_CRASHED, INTENT_KEEP, "The virtiofsd of its share %s has died",
-                                     vm->share_lost);
+        const char *share = startswith(vm->run->end_cause, SHARE_CAUSE);
+
+        if (share) {
+                (void) vm_transition(vm, TRANSITION_VIRTIOFSD_CRASHED, INTENT_KEEP, "The virtiofsd of its share %s has died", share);
                 return;
         }
         switch (death_cause(vm)) {
@@ -122,12 +125,12 @@ static const char *const end_causes[_VMM_EVENT_MAX] = {
 };
 
 /* Its exit status will not tell why, if this daemon ends before it does. */
-static void note_end_cause(VM *vm, VMMEvent why) {
+static void note_end_cause(VM *vm, const char *prefix, const char *why) {
         int r;
 
         if (vm->run->end_cause[0])
                 return;
-        snprintf(vm->run->end_cause, sizeof(vm->run->end_cause), "%s", strempty(end_causes[why]));
+        snprintf(vm->run->end_cause, sizeof(vm->run->end_cause), "%s%s", prefix, why);
         r = run_write_file(vm->run, vm->manager->boot_id);
         if (r < 0 && r != -ESRCH)
                 vm_log(vm, LOG_WARNING, "can't note why it is ended, should vmunitd end: %s", strerror(-r));
@@ -135,7 +138,12 @@ static void note_end_cause(VM *vm, VMMEvent why) {
 
 void vm_put_down(VM *vm, VMMEvent why) {
         vm->last_event = why;
-        note_end_cause(vm, why);
+        note_end_cause(vm, "", strempty(end_causes[why]));
+        run_kill(vm->run);
+}
+
+void vm_put_down_for_share(VM *vm, const char *tag) {
+        note_end_cause(vm, SHARE_CAUSE, tag);
         run_kill(vm->run);
 }
 
@@ -530,18 +538,20 @@ int vm_new_run(VM *vm) {
         vm->run->run_dir = vm->run_dir;
         vm->run->n_others = &vm->n_share_runs;
         vm->slice_made = false;
-        free(TAKE_PTR(vm->share_lost));
         return 0;
 }
 
 static int find_shares(VM *vm) {
-        int r;
+        int r, k;
 
         r = shares_find(vm);
         for (size_t i = 0; r >= 0 && i < vm->n_shares; i++) {
                 r = share_new_run(vm->shares + i);
-                if (r >= 0 && run_find(vm->shares[i].run, vm->manager->boot_id) < 0)
-                        vm->shares[i].run->dead = true;
+                if (r < 0)
+                        return r;
+                k = run_find(vm->shares[i].run, vm->manager->boot_id);
+                vm->shares[i].run->dead = k < 0;
+                vm->shares[i].unborn = k == -ENOENT;
         }
         return r;
 }

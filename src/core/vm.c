@@ -32,7 +32,6 @@ VM *vm_free(VM *vm) {
         stop_free(vm->stop);
         shares_free(vm);
         run_free(vm->run);
-        free(vm->share_lost);
         free(vm->slice_description);
         sd_event_source_disable_unref(vm->retry);
         sd_event_source_disable_unref(vm->call_timer);

@@ -33,7 +33,6 @@ struct VM {
         struct Share *shares;           /* its shared folders that are in use, or going away */
         size_t n_shares;
         unsigned n_share_runs;          /* those of them of which something is there */
-        char *share_lost;               /* the tag of one that has died, which the VM must not outlive */
         bool slice_made;                /* PID 1 has been asked for it, in this run */
         char *slice_description;
         VMM *vmm;                       /* its API, NULL when not connected */

@@ -26,6 +26,8 @@ static const char *const denied[] = {
         "swapoff", "swapon", "syslog", "uselib", "userfaultfd", "vhangup", "vmsplice",
 };
 
+/* What else a virtiofsd has no use for: a ring opens sockets past this filter. Cloud Hypervisor needs it for disks. */
+static const char *const denied_to_virtiofsd[] = { "io_uring_enter", "io_uring_register", "io_uring_setup" };
 /* What else a VMM has no use for; unshare(2) and clone(2) by their flags */
 static const char *const denied_to_vmms[] = { "chroot", "mount", "pivot_root", "umount", "umount2" };
 static const unsigned long namespaces[] = {
@@ -80,14 +82,14 @@ static int fill(scmp_filter_ctx f, bool vmm) {
         int r;
 
         r = deny(f, denied, N(denied));
-        if (r >= 0 && vmm)
-                r = deny(f, denied_to_vmms, N(denied_to_vmms));
+        if (r >= 0)
+                r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
         if (r >= 0 && vmm)
                 r = deny_namespaces(f);
         if (r >= 0) /* libc falls back on clone, whose flags can be looked at */
                 r = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
         if (r >= 0) /* AF_UNIX, AF_INET and AF_INET6 are the lowest in use; AF_VSOCK, which is in no namespace, is among the others. */
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_GT, vmm ? AF_INET6 : AF_UNIX));
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_GT, vmm ? AF_INET6 : AF_UNIX, 0));
         return r;
 }
 

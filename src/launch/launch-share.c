@@ -18,7 +18,7 @@ static _Noreturn void hold_userns(int ready, int done) {
 
         (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
         if (unshare(CLONE_NEWUSER) < 0)
-                c = (char) errno;
+                c = (char) (errno == ENOSPC ? EUSERS : errno); /* user.max_user_namespaces=, no disk */
         (void) !write(ready, &c, 1);
         (void) !read(done, &c, 1);
         _exit(EXIT_SUCCESS);
@@ -90,6 +90,7 @@ static int userns_new(uint32_t uid, uint32_t gid, uint32_t outside, uint32_t cou
 static int open_mapped(int dir_fd, int map_fd, bool readonly) {
         struct mount_attr attr = {
                 .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_IDMAP | (readonly ? MOUNT_ATTR_RDONLY : 0),
+                .propagation = MS_PRIVATE, /* else what the host mounts below it later would come along, as it is */
                 .userns_fd = (uint64_t) map_fd,
         };
         _cleanup_close_ int tree = -EBADF;

@@ -628,9 +628,8 @@ def op_share_crash(c):
     c.arm()
     os.kill(max(unit_pids(scope)), signal.SIGKILL)
     c.wait_fired()
-    if c.action == "kill-daemon" and c.point.endswith("before"):
-        return c.expect(("Error", "virtiofsd-crashed"), ("Error", "vmm-crashed"))
-    return c.expect(("Error", "virtiofsd-crashed"))
+    c.expect(("Error", "virtiofsd-crashed"))
+    assert "two" in c.vm.StateMessage, c.vm.StateMessage
 
 
 OPERATIONS = [
@@ -745,6 +744,24 @@ def _():
     known.base()
 
 
+def kill_virtiofsd(step):
+    """At a step of the VMM's start, when they run already"""
+    c = Case(f"start.{step}.before", "hang")
+    manager.remove_all()
+    known.check()
+    with_shares(lambda c: c.create())(c)
+    c.fire(c.vm.start_async)
+    os.kill(max(unit_pids("vmunit-fault-fs-two.scope")), signal.SIGKILL)
+    c.expect(("Stopped", "start-failed"), error=True)
+    assert "(two)" in c.call.error.message, c.call.error
+    c.finish()
+    known.definitions.clear()
+    known.check(20)
+
+
+if SHARES:
+    for step in ("fork", "exec", "connect") + (("boot",) if BACKEND == "qemu" else ()):
+        test(f"a virtiofsd dies at start.{step}", timeout=60)(lambda step=step: kill_virtiofsd(step))
 for case in cases:
     test(f"{case[0]} {case[1]} ({case[2].__name__.removeprefix('op_')})", timeout=60)(lambda case=case: run_case(*case))
 

@@ -111,6 +111,7 @@ def _():
             assert status(pid, "Groups") == [] and status(pid, "NoNewPrivs") == ["1"] and status(pid, "Seccomp") == ["2"]
             for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup"):
                 assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/1/ns/{kind}"), kind
+        assert not any(int(status(pid, "CapEff")[0], 16) & ~0x880000db for pid in virtiofsds(vm, "one")), "what its program needs"
         helper = next(pid for pid in unit_pids(scope(vm, "one")) if program_of(pid) == "vmunit-exec")
         assert int(status(helper, "CapEff")[0], 16) == 0
 
@@ -187,6 +188,27 @@ def _():
             before = now
         os.kill(before["two"][0], signal.SIGKILL)
         crashed(vm, "two")
+
+
+@test("a guest's own reset keeps the shares, also while no daemon is there")
+def _():
+    with vm_of(shared("one")) as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        type_in(vm, b"r")
+        wait_for(lambda: times_on(vm, b"TINY-UP") == 2, poll=0.02)
+        wait_for(lambda: virtiofsds(vm, "one"), poll=0.02)
+        console, before = vm.open_console(), virtiofsds(vm, "one")[0]
+        stop_daemon()
+        console.sendall(b"r")
+        if BACKEND == "qemu":
+            read_until(console.fileno(), b"TINY-UP")
+        else:                                   # it waits for a virtiofsd, and the next daemon brings that
+            wait_exit(before)
+        start_daemon()
+        console.close()
+        wait_for(lambda: times_on(vm, b"TINY-UP") == 3, 20, poll=0.02)
+        assert words(vm) == ("Running", "") and virtiofsds(vm, "one")
 
 
 @test("a daemon that comes back finds its virtiofsds, and the bond holds", timeout=60)

@@ -572,7 +572,7 @@ def starter(seed):
             else:
                 vm.kill()
         except BusError as error:
-            if error.short not in ("Canceled", "Busy", "BackendFailed", "Timeout", "BackendUnavailable") and \
+            if error.short not in ("Canceled", "Busy", "BackendFailed", "Timeout", "BackendUnavailable", "NotRunning") and \
                     error.name.rsplit(".", 1)[-1] not in CLIENT_ERRORS:
                 raise
             unsure += 1
