@@ -22,6 +22,12 @@
 
 #include "fake-vmm.h"
 
+/* What looks for leaks traces the process, which the filter of system calls denies. */
+__attribute__((__visibility__("default"))) const char *__asan_default_options(void);
+const char *__asan_default_options(void) {
+        return "detect_leaks=0";
+}
+
 static void put(int fd, const char *p, size_t n) {
         while (n > 0) {
                 ssize_t k = write(fd, p, n);
