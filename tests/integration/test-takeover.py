@@ -798,8 +798,8 @@ def _():
     scope = subprocess.Popen(["systemd-run", "-q", "--scope", "--unit", "vmunit-unknown.scope", "--slice",
                               "machine-vmunit-unknown.slice", "sleep", "1000"])
     try:
+        wait_for(lambda: unit_property("vmunit-unknown.scope", "ActiveState") == "active", poll=0.02)
         with running() as vm:
-            wait_for(lambda: unit_pids("vmunit-unknown.scope"), poll=0.02)
             for end in CHANGES:
                 end()
                 assert words(vm) == ("Running", "")
