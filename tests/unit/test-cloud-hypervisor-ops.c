@@ -3,7 +3,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "basic/fd-util.h"
 #include "basic/fs-util.h"
@@ -11,6 +10,7 @@
 #include "vmm/http-vmm.h"
 #include "vmm/vmm.h"
 
+#include "heard.h"
 #include "tap.h"
 
 /* The operations against a played Cloud Hypervisor: what the real one does seldom, or never, or only in other versions. */
@@ -20,8 +20,8 @@
 #define BIG (8U * 1024U * 1024U)
 
 typedef struct Fake {
+        Heard heard;
         sd_event *event;
-        VMM *vmm;
         int listener, peer, fifo;
         char input[16384];
         size_t n_input;
@@ -31,71 +31,13 @@ typedef struct Fake {
         const char *events;             /* are told before that */
         bool endless;                   /* the answer has no end */
         size_t unsent;
-
-        unsigned n[_VMM_EVENT_MAX];
-        VMMState vmm_state;
-        int error;
-        unsigned n_replies;
-        int last_reply;
-        char last_message[2048];
-        VMMCounter counters[300];
-        size_t n_counters;
-        VMMEvent free_on;
-        bool free_on_reply, freed;
-        unsigned n_late;                /* replies after it was freed */
 } Fake;
 
 static char directory[] = "/tmp/test-ch-ops.XXXXXX", sock[64], fifo[64];
 
-static uint64_t now_usec(void) {
-        struct timespec t;
-
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (uint64_t) t.tv_sec * USEC_PER_SEC + (uint64_t) t.tv_nsec / 1000;
-}
-
-static void fake_free(Fake *f) {
-        VMM *v = TAKE_PTR(f->vmm);
-
-        if (!v)
-                return;
-        vmm_freep(&v);
-        f->freed = true;
-}
-
-static void on_event(void *userdata, VMMEvent event, VMMState state, int error) {
-        Fake *f = userdata;
-
-        f->n[event]++;
-        f->vmm_state = state;
-        f->error = error;
-        if (f->free_on == event)
-                fake_free(f);
-}
-
-static void on_reply(void *userdata, int error, const char *message) {
-        Fake *f = userdata;
-
-        f->n_replies++;
-        f->n_late += f->freed;
-        f->last_reply = error;
-        snprintf(f->last_message, sizeof f->last_message, "%s", strempty(message));
-        if (f->free_on_reply)
-                fake_free(f);
-}
-
-static void on_counters(void *userdata, int error, const VMMCounter *counters, size_t n) {
-        Fake *f = userdata;
-
-        f->n_counters = MIN(n, ELEMENTSOF(f->counters));
-        for (size_t i = 0; i < f->n_counters; i++)
-                f->counters[i] = counters[i];
-        on_reply(userdata, error, NULL);
-}
-
 static void tell(Fake *f, const char *text) {
         if (write(f->fifo, text, strlen(text)) < 0)
-                f->error = -errno;
+                f->heard.error = -errno;
 }
 
 #define EVENT(source, name, properties) \
@@ -207,22 +149,22 @@ static void fake_start(Fake *f, const char *state) {
                 .fifo = open(fifo, O_RDWR|O_CLOEXEC|O_NONBLOCK),
                 .peer = -EBADF,
                 .state = state,
-                .free_on = _VMM_EVENT_MAX,
+                .heard.free_on = _VMM_EVENT_MAX,
         };
         if (f->listener < 0 || f->fifo < 0 || sd_event_new(&f->event) < 0 ||
-            CH.connect(f->event, directory, on_event, f, &f->vmm) < 0)
+            CH.connect(f->event, directory, on_event, &f->heard, &f->heard.vmm) < 0)
                 abort();
 }
 
 static void fake_up(Fake *f, const char *state) {
         fake_start(f, state);
-        if (!wait_for(f, f->n[VMM_EVENT_CONNECTED]))
+        if (!wait_for(f, f->heard.n[VMM_EVENT_CONNECTED]))
                 abort();
         f->log[0] = 0;
 }
 
 static void fake_stop(Fake *f) {
-        fake_free(f);
+        heard_free(&f->heard);
         safe_close(f->peer);
         safe_close(f->listener);
         safe_close(f->fifo);
@@ -231,9 +173,9 @@ static void fake_stop(Fake *f) {
 
 /* Waits until the loop has handled what was told it. */
 static void settle(Fake *f) {
-        unsigned n = f->n_replies;
+        unsigned n = f->heard.n_replies;
 
-        if (CH.power_button(f->vmm, on_reply, f) < 0 || !wait_for(f, f->n_replies > n))
+        if (CH.power_button(f->heard.vmm, on_reply, &f->heard) < 0 || !wait_for(f, f->heard.n_replies > n))
                 abort();
 }
 
@@ -279,8 +221,8 @@ static void test_connect(void) {
 
         for (size_t i = 0; i < ELEMENTSOF(table); i++) {
                 fake_start(&f, table[i].name);
-                ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED]), "connected");
-                is_int(f.vmm_state, table[i].state, "… %s", table[i].name);
+                ok(wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED]), "connected");
+                is_int(f.heard.state, table[i].state, "… %s", table[i].name);
                 is_str(f.log, "vm.info ", "… by one question");
                 fake_stop(&f);
         }
@@ -291,19 +233,19 @@ static void test_connect(void) {
                 fake_start(&f, "Running");
                 f.call = "vm.info";
                 f.answer = text;
-                ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED] || f.n[VMM_EVENT_DISCONNECTED]), "%u %s", answers[i].status, answers[i].body);
-                is_int(f.n[VMM_EVENT_CONNECTED], answers[i].error == 0, "… is an answer, or none");
+                ok(wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED] || f.heard.n[VMM_EVENT_DISCONNECTED]), "%u %s", answers[i].status, answers[i].body);
+                is_int(f.heard.n[VMM_EVENT_CONNECTED], answers[i].error == 0, "… is an answer, or none");
                 if (answers[i].error == 0)
-                        is_int(f.vmm_state, VMM_STATE_NOT_STARTED, "… no VM yet");
+                        is_int(f.heard.state, VMM_STATE_NOT_STARTED, "… no VM yet");
                 else {
-                        is_int(f.error, answers[i].error, "… and says why");
-                        is_int(CH.pause(f.vmm, on_reply, &f), -ENOTCONN, "… and no call after it");
-                        is_int(CH.boot(f.vmm, "{}", on_reply, &f), -ENOTCONN, "… of any kind");
-                        is_int(CH.counters(f.vmm, on_counters, &f), -ENOTCONN, "… at all");
-                        CH.drain(f.vmm);
+                        is_int(f.heard.error, answers[i].error, "… and says why");
+                        is_int(CH.pause(f.heard.vmm, on_reply, &f.heard), -ENOTCONN, "… and no call after it");
+                        is_int(CH.boot(f.heard.vmm, "{}", on_reply, &f.heard), -ENOTCONN, "… of any kind");
+                        is_int(CH.counters(f.heard.vmm, on_counters, &f.heard), -ENOTCONN, "… at all");
+                        CH.drain(f.heard.vmm);
                 }
                 fake_stop(&f);
-                is_int(f.n_replies, 0, "… nor is one answered");
+                is_int(f.heard.n_replies, 0, "… nor is one answered");
         }
 }
 
@@ -347,26 +289,26 @@ static void test_bad_servers(void) {
                         (void) wait_for(&f, strstr(f.log, "vm.info"));
                         shutdown(f.peer, SHUT_RDWR);
                 }
-                ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "a server that says %s", shown(table[i].answer));
-                ok(f.error == table[i].error || f.error == -EBADMSG, "… is none: %s", strerror(-f.error));
+                ok(wait_for(&f, f.heard.n[VMM_EVENT_DISCONNECTED]), "a server that says %s", shown(table[i].answer));
+                ok(f.heard.error == table[i].error || f.heard.error == -EBADMSG, "… is none: %s", strerror(-f.heard.error));
                 fake_stop(&f);
         }
 
         fake_start(&f, "Running");
         f.listener = safe_close(f.listener);
-        ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "nobody listens");
-        is_int(f.error, -EPIPE, "… which is the end of a connection");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_DISCONNECTED]), "nobody listens");
+        is_int(f.heard.error, -EPIPE, "… which is the end of a connection");
         fake_stop(&f);
 
         fake_start(&f, "Running");
         f.call = "vm.info";
-        (void) CH.boot(f.vmm, "{}", on_reply, &f);
-        ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "nobody answers");
-        is_int(f.error, -ETIMEDOUT, "… in time");
-        is_int(f.n_replies, 1, "… and the boot behind it is answered");
-        ok(f.last_reply < 0, "… with an error");
+        (void) CH.boot(f.heard.vmm, "{}", on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_DISCONNECTED]), "nobody answers");
+        is_int(f.heard.error, -ETIMEDOUT, "… in time");
+        is_int(f.heard.n_replies, 1, "… and the boot behind it is answered");
+        ok(f.heard.last_reply < 0, "… with an error");
         fake_stop(&f);
-        is_int(f.n_replies, 1, "… once");
+        is_int(f.heard.n_replies, 1, "… once");
 }
 
 /* Exactly these, in the words of all versions */
@@ -408,12 +350,12 @@ static void test_idempotence(void) {
                 f.call = table[i].resume ? "vm.resume" : "vm.pause";
                 f.answer = text;
                 f.events = table[i].resume ? EVENT("vm", "resuming", "null") : PAUSING;
-                (void) (table[i].resume ? CH.resume : CH.pause)(f.vmm, on_reply, &f);
-                ok(wait_for(&f, f.n_replies), "%s, answered %u %s", f.call, table[i].status, table[i].body);
-                is_int(f.last_reply, table[i].good ? 0 : -EREMOTEIO, "… is %s", table[i].good ? "done already" : "refused");
-                is_str(f.last_message, table[i].good ? "" : strempty(words), "… in its words");
+                (void) (table[i].resume ? CH.resume : CH.pause)(f.heard.vmm, on_reply, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies), "%s, answered %u %s", f.call, table[i].status, table[i].body);
+                is_int(f.heard.last_reply, table[i].good ? 0 : -EREMOTEIO, "… is %s", table[i].good ? "done already" : "refused");
+                is_str(f.heard.last_message, table[i].good ? "" : strempty(words), "… in its words");
                 ok(startswith(f.log, f.call) && strlen(f.log) == strlen(f.call) + 1, "… and nothing else was asked: %s", f.log);
-                is_int(f.n[VMM_EVENT_PAUSED] + f.n[VMM_EVENT_RUNNING], 0, "… nor told");
+                is_int(f.heard.n[VMM_EVENT_PAUSED] + f.heard.n[VMM_EVENT_RUNNING], 0, "… nor told");
                 fake_stop(&f);
         }
 }
@@ -425,14 +367,14 @@ static void test_idempotence_failed(void) {
 
         fake_up(&f, "Running");
         tell(&f, PANIC);
-        (void) wait_for(&f, f.n[VMM_EVENT_GUEST_PANICKED]);
+        (void) wait_for(&f, f.heard.n[VMM_EVENT_GUEST_PANICKED]);
         f.call = "vm.pause";
         f.answer = text;
-        (void) CH.pause(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies), "paused after its guest's panic, and paused again");
-        is_int(f.last_reply, 0, "… is done already");
+        (void) CH.pause(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "paused after its guest's panic, and paused again");
+        is_int(f.heard.last_reply, 0, "… is done already");
         is_str(f.log, "vm.pause ", "… without another question");
-        is_int(f.n[VMM_EVENT_PAUSED], 0, "… and it stays failed");
+        is_int(f.heard.n[VMM_EVENT_PAUSED], 0, "… and it stays failed");
         fake_stop(&f);
 }
 
@@ -459,35 +401,35 @@ static void test_success(void) {
                 f.answer = NO_CONTENT;
                 f.events = table[i].events;
                 f.state = table[i].state;
-                (void) CH.pause(f.vmm, on_reply, &f);
-                ok(wait_for(&f, f.n_replies), "pause: '%s', then %s", shown(table[i].events), table[i].state);
-                is_int(f.last_reply, table[i].reply, "… is what it is %s", f.last_message);
+                (void) CH.pause(f.heard.vmm, on_reply, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies), "pause: '%s', then %s", shown(table[i].events), table[i].state);
+                is_int(f.heard.last_reply, table[i].reply, "… is what it is %s", f.heard.last_message);
                 is_str(f.log, table[i].log, "… after these calls");
                 if (table[i].reply == 0)
-                        is_int(f.vmm_state, VMM_STATE_PAUSED, "… paused");
+                        is_int(f.heard.state, VMM_STATE_PAUSED, "… paused");
                 fake_stop(&f);
         }
 
         fake_up(&f, "Running");
         f.call = "vm.info";
         f.answer = refusal;
-        (void) CH.pause(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies), "the state is refused");
-        is_int(f.last_reply, -EBADMSG, "… so nobody knows");
+        (void) CH.pause(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "the state is refused");
+        is_int(f.heard.last_reply, -EBADMSG, "… so nobody knows");
         fake_stop(&f);
 
         fake_up(&f, "Running");
-        (void) CH.quit(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies), "quit");
-        is_int(f.last_reply, 0, "… is answered");
+        (void) CH.quit(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "quit");
+        is_int(f.heard.last_reply, 0, "… is answered");
         f.call = "vmm.shutdown";
         f.answer = NULL;
         f.events = ENDED;
-        (void) CH.quit(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n[VMM_EVENT_SHUTDOWN]), "… or says that it ends");
+        (void) CH.quit(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_SHUTDOWN]), "… or says that it ends");
         shutdown(f.peer, SHUT_RDWR);
-        ok(wait_for(&f, f.n_replies == 2), "… and hangs up");
-        is_int(f.last_reply, 0, "… which is as good");
+        ok(wait_for(&f, f.heard.n_replies == 2), "… and hangs up");
+        is_int(f.heard.last_reply, 0, "… which is as good");
         fake_stop(&f);
 }
 
@@ -500,11 +442,11 @@ static void test_boot(void) {
         f.call = "vm.boot";
         f.answer = NO_CONTENT;
         f.events = EVENT("vm", "booting", "null") BOOTED;
-        is_int(CH.boot(f.vmm, "{\"a\": 1}", on_reply, &f), 0, "boot at once");
-        ok(wait_for(&f, f.n_replies), "… is answered");
-        is_int(f.last_reply, 0, "… well");
-        is_int(f.n[VMM_EVENT_CONNECTED], 1, "… after it was connected");
-        is_int(f.n[VMM_EVENT_RUNNING], 1, "… and runs");
+        is_int(CH.boot(f.heard.vmm, "{\"a\": 1}", on_reply, &f.heard), 0, "boot at once");
+        ok(wait_for(&f, f.heard.n_replies), "… is answered");
+        is_int(f.heard.last_reply, 0, "… well");
+        is_int(f.heard.n[VMM_EVENT_CONNECTED], 1, "… after it was connected");
+        is_int(f.heard.n[VMM_EVENT_RUNNING], 1, "… and runs");
         is_str(f.log, "vm.info vm.create vm.boot ", "… with nothing between");
         fake_stop(&f);
 
@@ -512,38 +454,38 @@ static void test_boot(void) {
         fake_up(&f, "Created");
         f.call = "vm.boot";
         f.events = BOOTED;
-        (void) CH.boot(f.vmm, "{}", on_reply, &f);
-        ok(wait_for(&f, f.n[VMM_EVENT_RUNNING]), "it says that it has booted");
-        is_int(f.n_replies, 0, "… and has not answered");
+        (void) CH.boot(f.heard.vmm, "{}", on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_RUNNING]), "it says that it has booted");
+        is_int(f.heard.n_replies, 0, "… and has not answered");
         shutdown(f.peer, SHUT_RDWR);
-        ok(wait_for(&f, f.n_replies), "… then it is gone");
-        is_int(f.last_reply, -EPIPE, "… and so is the boot");
+        ok(wait_for(&f, f.heard.n_replies), "… then it is gone");
+        is_int(f.heard.last_reply, -EPIPE, "… and so is the boot");
         fake_stop(&f);
 
         for (unsigned i = 0; i < 2; i++) {
                 fake_up(&f, "Created");
                 f.call = i == 0 ? "vm.create" : "vm.boot";
                 f.answer = refusal;
-                (void) CH.boot(f.vmm, "{}", on_reply, &f);
-                ok(wait_for(&f, f.n_replies), "%s fails", f.call);
-                is_int(f.last_reply, -EREMOTEIO, "… and the boot with it");
-                is_str(f.last_message, "Error from API: The VM could not boot: Cannot open kernel file: No such \\x1b[31mfile", "… in its words");
+                (void) CH.boot(f.heard.vmm, "{}", on_reply, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies), "%s fails", f.call);
+                is_int(f.heard.last_reply, -EREMOTEIO, "… and the boot with it");
+                is_str(f.heard.last_message, "Error from API: The VM could not boot: Cannot open kernel file: No such \\x1b[31mfile", "… in its words");
                 is_str(f.log, i == 0 ? "vm.create " : "vm.create vm.boot ", "… and nothing is tried again");
                 fake_stop(&f);
         }
 
         /* It obeys and does not boot. */
         fake_up(&f, "Created");
-        (void) CH.boot(f.vmm, "{}", on_reply, &f);
-        ok(wait_for(&f, f.n_replies), "a boot without effect");
-        is_int(f.last_reply, -EIO, "… has failed");
+        (void) CH.boot(f.heard.vmm, "{}", on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "a boot without effect");
+        is_int(f.heard.last_reply, -EIO, "… has failed");
         fake_stop(&f);
 
         fake_start(&f, "Created");
-        (void) CH.boot(f.vmm, "{}", on_reply, &f);
-        fake_free(&f);
-        is_int(f.last_reply, -ECANCELED, "freed with a boot put off");
-        is_int(f.n_replies, 1, "… which is told once");
+        (void) CH.boot(f.heard.vmm, "{}", on_reply, &f.heard);
+        heard_free(&f.heard);
+        is_int(f.heard.last_reply, -ECANCELED, "freed with a boot put off");
+        is_int(f.heard.n_replies, 1, "… which is told once");
         fake_stop(&f);
 }
 
@@ -570,11 +512,11 @@ static void test_words(void) {
                 fake_up(&f, "Running");
                 f.call = "vm.power-button";
                 f.answer = text;
-                (void) CH.power_button(f.vmm, on_reply, &f);
-                ok(wait_for(&f, f.n_replies), "%u %s", table[i].status, shown(table[i].body));
-                is_int(f.last_reply, -EREMOTEIO, "… is a refusal");
-                is_str(f.last_message, table[i].words, "… in its words");
-                is_int(f.n[VMM_EVENT_POWER_BUTTON], 0, "… and no button was pressed");
+                (void) CH.power_button(f.heard.vmm, on_reply, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies), "%u %s", table[i].status, shown(table[i].body));
+                is_int(f.heard.last_reply, -EREMOTEIO, "… is a refusal");
+                is_str(f.heard.last_message, table[i].words, "… in its words");
+                is_int(f.heard.n[VMM_EVENT_POWER_BUTTON], 0, "… and no button was pressed");
                 fake_stop(&f);
         }
 
@@ -583,9 +525,9 @@ static void test_words(void) {
         fake_up(&f, "Running");
         f.call = "vm.power-button";
         f.answer = long_answer;
-        (void) CH.power_button(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies) && strlen(f.last_message) > 500 && strlen(f.last_message) < 2000, "many words are cut short: %zu",
-           strlen(f.last_message));
+        (void) CH.power_button(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies) && strlen(f.heard.last_message) > 500 && strlen(f.heard.last_message) < 2000, "many words are cut short: %zu",
+           strlen(f.heard.last_message));
         fake_stop(&f);
 }
 
@@ -635,19 +577,19 @@ static void test_events(void) {
 
                 fake_up(&f, "Running");
                 tell(&f, table[i].text);
-                (void) wait_for(&f, f.n[VMM_EVENT_PAUSED] >= table[i].paused && f.n[VMM_EVENT_RUNNING] >= table[i].running &&
-                                f.n[VMM_EVENT_GUEST_RESET] >= table[i].reset && f.n[VMM_EVENT_GUEST_PANICKED] >= table[i].panicked &&
+                (void) wait_for(&f, f.heard.n[VMM_EVENT_PAUSED] >= table[i].paused && f.heard.n[VMM_EVENT_RUNNING] >= table[i].running &&
+                                f.heard.n[VMM_EVENT_GUEST_RESET] >= table[i].reset && f.heard.n[VMM_EVENT_GUEST_PANICKED] >= table[i].panicked &&
                                 (!table[i].info || strstr(f.log, "vm.info")));
                 settle(&f);
                 for (const char *p = f.log; (p = strstr(p, "vm.info")); p++)
                         asked++;
-                is_int(f.n[VMM_EVENT_PAUSED], table[i].paused, "event %zu: paused", i);
-                is_int(f.n[VMM_EVENT_RUNNING], table[i].running, "… runs");
-                is_int(f.n[VMM_EVENT_GUEST_RESET], table[i].reset, "… reset");
-                is_int(f.n[VMM_EVENT_GUEST_PANICKED], table[i].panicked, "… panic");
+                is_int(f.heard.n[VMM_EVENT_PAUSED], table[i].paused, "event %zu: paused", i);
+                is_int(f.heard.n[VMM_EVENT_RUNNING], table[i].running, "… runs");
+                is_int(f.heard.n[VMM_EVENT_GUEST_RESET], table[i].reset, "… reset");
+                is_int(f.heard.n[VMM_EVENT_GUEST_PANICKED], table[i].panicked, "… panic");
                 ok(table[i].info ? asked > 0 : asked == 0, "… and asked for the state where something was lost");
                 if (table[i].state)
-                        is_int(f.vmm_state, table[i].state, "… its state");
+                        is_int(f.heard.state, table[i].state, "… its state");
                 fake_stop(&f);
         }
 }
@@ -659,27 +601,27 @@ static void test_old_events(void) {
         (void) unlink(fifo);
         fake_start(&f, "Running");
         tell(&f, BOOTED PAUSED RESUMED REBOOTED PAUSED RESUMED);
-        ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED]), "connected with news that are old");
-        is_int(f.vmm_state, VMM_STATE_RUNNING, "… the state is what the answer says");
-        is_int(f.n[VMM_EVENT_PAUSED] + f.n[VMM_EVENT_RUNNING], 0, "… and they are no events");
-        is_int(f.n[VMM_EVENT_GUEST_RESET], 1, "… but the reset");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED]), "connected with news that are old");
+        is_int(f.heard.state, VMM_STATE_RUNNING, "… the state is what the answer says");
+        is_int(f.heard.n[VMM_EVENT_PAUSED] + f.heard.n[VMM_EVENT_RUNNING], 0, "… and they are no events");
+        is_int(f.heard.n[VMM_EVENT_GUEST_RESET], 1, "… but the reset");
         fake_stop(&f);
 
         fake_start(&f, "Running");
         tell(&f, PANIC);
-        ok(wait_for(&f, f.n[VMM_EVENT_GUEST_PANICKED]), "a panic is news however old");
-        is_int(f.n[VMM_EVENT_CONNECTED], 1, "… told after the connection");
-        is_int(f.vmm_state, VMM_STATE_FAILED, "… as a failure");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_GUEST_PANICKED]), "a panic is news however old");
+        is_int(f.heard.n[VMM_EVENT_CONNECTED], 1, "… told after the connection");
+        is_int(f.heard.state, VMM_STATE_FAILED, "… as a failure");
         fake_stop(&f);
 
         fake_start(&f, "Running");
         tell(&f, ENDED);
         f.call = "vm.info";
         (void) wait_for(&f, strstr(f.log, "vm.info"));
-        ok(wait_for(&f, f.n[VMM_EVENT_SHUTDOWN]), "its end is told");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_SHUTDOWN]), "its end is told");
         shutdown(f.peer, SHUT_RDWR);
-        ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "… and then it is gone");
-        is_int(f.error, -EPIPE, "… as any end");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_DISCONNECTED]), "… and then it is gone");
+        is_int(f.heard.error, -EPIPE, "… as any end");
         fake_stop(&f);
 }
 
@@ -697,11 +639,11 @@ static void test_floods(void) {
                 sum += n > 0 ? (size_t) n : 0;
                 turn(&f);
         }
-        for (uint64_t end = now_usec() + DEADLINE_USEC; !f.n[VMM_EVENT_PAUSED] && now_usec() < end; turn(&f))
+        for (uint64_t end = now_usec() + DEADLINE_USEC; !f.heard.n[VMM_EVENT_PAUSED] && now_usec() < end; turn(&f))
                 tell(&f, "\n\n" PAUSED); /* until it fits in */
-        ok(f.n[VMM_EVENT_PAUSED], "8 MiB without an end, then an event");
+        ok(f.heard.n[VMM_EVENT_PAUSED], "8 MiB without an end, then an event");
         settle(&f);
-        is_int(f.last_reply, 0, "… and calls are answered");
+        is_int(f.heard.last_reply, 0, "… and calls are answered");
         fake_stop(&f);
 
         fake_up(&f, "Running");
@@ -711,7 +653,7 @@ static void test_floods(void) {
                         turn(&f);
         }
         settle(&f);
-        is_int(f.last_reply, 0, "20,000 events, and calls are answered");
+        is_int(f.heard.last_reply, 0, "20,000 events, and calls are answered");
         fake_stop(&f);
 }
 
@@ -723,39 +665,39 @@ static void test_down(void) {
         f.state = "Created";
         tell(&f, EVENT("vm", "shutdown", "null"));
         ok(wait_for(&f, strstr(f.log, "vmm.shutdown")), "without its VM it has no more to do");
-        is_int(f.n[VMM_EVENT_GUEST_SHUTDOWN], 1, "… and the guest is down");
+        is_int(f.heard.n[VMM_EVENT_GUEST_SHUTDOWN], 1, "… and the guest is down");
         fake_stop(&f);
 
         fake_up(&f, "Running");
         tell(&f, EVENT("vm", "shutdown", "null") EVENT("vm", "deleted", "null") EVENT("vm", "booting", "null") BOOTED);
         ok(wait_for(&f, strstr(f.log, "vm.info")), "one that was shut down and booted again");
         settle(&f);
-        is_int(f.n[VMM_EVENT_GUEST_SHUTDOWN] + f.n[VMM_EVENT_FAILED], 0, "… runs");
+        is_int(f.heard.n[VMM_EVENT_GUEST_SHUTDOWN] + f.heard.n[VMM_EVENT_FAILED], 0, "… runs");
         fake_stop(&f);
 
         fake_up(&f, "Running");
         f.state = "Created";
         f.call = "vm.reboot";
         f.answer = refusal;
-        (void) CH.reset(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n[VMM_EVENT_FAILED]), "a reset that leaves no VM is a failure");
-        is_int(f.last_reply, -EREMOTEIO, "… which is told");
-        is_int(f.vmm_state, VMM_STATE_FAILED, "… for good");
+        (void) CH.reset(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_FAILED]), "a reset that leaves no VM is a failure");
+        is_int(f.heard.last_reply, -EREMOTEIO, "… which is told");
+        is_int(f.heard.state, VMM_STATE_FAILED, "… for good");
         fake_stop(&f);
 
         fake_up(&f, "Running");
         f.call = "vm.reboot";
         f.answer = NO_CONTENT;
         f.events = EVENT("vm", "rebooting", "null") REBOOTED REBOOTED;
-        (void) CH.reset(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies), "a reset by us and one by the guest");
-        is_int(f.n[VMM_EVENT_GUEST_RESET], 1, "… are told apart");
+        (void) CH.reset(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "a reset by us and one by the guest");
+        is_int(f.heard.n[VMM_EVENT_GUEST_RESET], 1, "… are told apart");
         tell(&f, REBOOTED);
-        ok(wait_for(&f, f.n[VMM_EVENT_GUEST_RESET] == 2), "… and what comes later is the guest's");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_GUEST_RESET] == 2), "… and what comes later is the guest's");
         f.events = REBOOTED;
-        (void) CH.reset(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies == 2), "… and then one by us again");
-        is_int(f.n[VMM_EVENT_GUEST_RESET], 2, "… is ours");
+        (void) CH.reset(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 2), "… and then one by us again");
+        is_int(f.heard.n[VMM_EVENT_GUEST_RESET], 2, "… is ours");
         fake_stop(&f);
 }
 
@@ -775,21 +717,21 @@ static void test_counters(void) {
                 _cleanup_free_ char *text = http(200, bodies[i]);
 
                 f.answer = text;
-                f.n_replies = 0;
-                (void) CH.counters(f.vmm, on_counters, &f);
-                ok(wait_for(&f, f.n_replies), "counters %s", bodies[i]);
-                is_int(f.last_reply, 0, "… are answered");
-                is_int(f.n_counters, 0, "… with none");
+                f.heard.n_replies = 0;
+                (void) CH.counters(f.heard.vmm, on_counters, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies), "counters %s", bodies[i]);
+                is_int(f.heard.last_reply, 0, "… are answered");
+                is_int(f.heard.n_counters, 0, "… with none");
         }
 
         for (unsigned i = 0; i < 2; i++) {
                 _cleanup_free_ char *text = i == 0 ? http(200, "{\"disk-a\"") : http(500, "[\"no\"]");
 
                 f.answer = text;
-                f.n_replies = 0;
-                (void) CH.counters(f.vmm, on_counters, &f);
-                ok(wait_for(&f, f.n_replies), "counters that are none");
-                is_int(f.last_reply, i == 0 ? -EBADMSG : -EREMOTEIO, "… are an error");
+                f.heard.n_replies = 0;
+                (void) CH.counters(f.heard.vmm, on_counters, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies), "counters that are none");
+                is_int(f.heard.last_reply, i == 0 ? -EBADMSG : -EREMOTEIO, "… are an error");
         }
 
         file = open_memstream(&big, &size);
@@ -799,11 +741,11 @@ static void test_counters(void) {
         fputs("}", file);
         fclose(file);
         f.answer = http(200, big);
-        f.n_replies = 0;
-        (void) CH.counters(f.vmm, on_counters, &f);
-        ok(wait_for(&f, f.n_replies), "a thousand disks");
-        ok(f.n_counters > 100 && f.n_counters <= 256, "… are more than are taken: %zu", f.n_counters);
-        ok(streq(f.counters[0].name, "a.ReadOps") && f.counters[0].value == 7, "… what makes no sense is passed over");
+        f.heard.n_replies = 0;
+        (void) CH.counters(f.heard.vmm, on_counters, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "a thousand disks");
+        ok(f.heard.n_counters > 100 && f.heard.n_counters <= 256, "… are more than are taken: %zu", f.heard.n_counters);
+        ok(streq(f.heard.counters[0].name, "a.ReadOps") && f.heard.counters[0].value == 7, "… what makes no sense is passed over");
         free((char *) f.answer);
         f.answer = NULL;
         free(big);
@@ -813,11 +755,11 @@ static void test_counters(void) {
         fake_up(&f, "Running");
         f.call = "vm.counters";
         for (unsigned i = 0; i < 1000; i++)
-                taken += CH.counters(f.vmm, on_counters, &f) == 0;
+                taken += CH.counters(f.heard.vmm, on_counters, &f.heard) == 0;
         ok(taken > 0 && taken < 20, "of a thousand that want counters at once some are asked for: %u", taken);
-        is_int(CH.power_button(f.vmm, on_reply, &f), 0, "… and other calls are taken");
+        is_int(CH.power_button(f.heard.vmm, on_reply, &f.heard), 0, "… and other calls are taken");
         fake_stop(&f);
-        is_int(f.n_replies, taken + 1, "… and all are answered in the end");
+        is_int(f.heard.n_replies, taken + 1, "… and all are answered in the end");
 }
 
 static void test_freeing(void) {
@@ -830,7 +772,7 @@ static void test_freeing(void) {
 
         for (size_t i = 0; i < ELEMENTSOF(freeing); i++) {
                 fake_start(&f, "Running");
-                f.free_on = freeing[i];
+                f.heard.free_on = freeing[i];
                 if (freeing[i] == VMM_EVENT_DISCONNECTED) {
                         f.call = "vm.info";
                         f.answer = bad;
@@ -838,18 +780,18 @@ static void test_freeing(void) {
                         f.call = "vm.pause";
                         f.answer = NO_CONTENT;
                         f.events = freeing[i] == VMM_EVENT_GUEST_SHUTDOWN ? EVENT("vm", "shutdown", "null") : PAUSED REBOOTED PANIC ENDED;
-                        (void) wait_for(&f, f.n[VMM_EVENT_CONNECTED]);
+                        (void) wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED]);
                         if (freeing[i] == VMM_EVENT_GUEST_SHUTDOWN)
                                 f.state = "Created";
                 }
-                if (f.vmm) {
-                        (void) CH.power_button(f.vmm, on_reply, &f);
-                        (void) CH.pause(f.vmm, on_reply, &f);
-                        (void) CH.counters(f.vmm, on_counters, &f);
+                if (f.heard.vmm) {
+                        (void) CH.power_button(f.heard.vmm, on_reply, &f.heard);
+                        (void) CH.pause(f.heard.vmm, on_reply, &f.heard);
+                        (void) CH.counters(f.heard.vmm, on_counters, &f.heard);
                 }
-                ok(wait_for(&f, !f.vmm), "freed in event %d", freeing[i]);
-                is_int(f.n_replies, f.n[VMM_EVENT_CONNECTED] && freeing[i] == VMM_EVENT_CONNECTED ? 0 : 3, "… all calls are answered");
-                is_int(f.n_late, 0, "… before it is freed");
+                ok(wait_for(&f, !f.heard.vmm), "freed in event %d", freeing[i]);
+                is_int(f.heard.n_replies, f.heard.n[VMM_EVENT_CONNECTED] && freeing[i] == VMM_EVENT_CONNECTED ? 0 : 3, "… all calls are answered");
+                is_int(f.heard.n_late, 0, "… before it is freed");
                 turn(&f);
                 fake_stop(&f);
         }
@@ -858,32 +800,32 @@ static void test_freeing(void) {
                 int (*const calls[])(VMM *, vmm_reply_cb, void *) = { CH.pause, CH.power_button, CH.reset, CH.quit };
 
                 fake_up(&f, "Paused");
-                f.free_on_reply = true;
+                f.heard.free_on_reply = true;
                 f.answer = bad;
                 f.call = i == 0 ? "vm.info" : NULL;
-                (void) (i == 4 ? CH.counters(f.vmm, on_counters, &f) : i == 5 ? CH.boot(f.vmm, "{}", on_reply, &f) :
-                        calls[i](f.vmm, on_reply, &f));
-                (void) CH.resume(f.vmm, on_reply, &f);
-                ok(wait_for(&f, !f.vmm), "freed in reply %u", i);
-                is_int(f.n_replies, 2, "… the other is answered");
-                is_int(f.last_reply, -ECANCELED, "… with ECANCELED");
-                is_int(f.n_late, 0, "… before it is freed");
+                (void) (i == 4 ? CH.counters(f.heard.vmm, on_counters, &f.heard) : i == 5 ? CH.boot(f.heard.vmm, "{}", on_reply, &f.heard) :
+                        calls[i](f.heard.vmm, on_reply, &f.heard));
+                (void) CH.resume(f.heard.vmm, on_reply, &f.heard);
+                ok(wait_for(&f, !f.heard.vmm), "freed in reply %u", i);
+                is_int(f.heard.n_replies, 2, "… the other is answered");
+                is_int(f.heard.last_reply, -ECANCELED, "… with ECANCELED");
+                is_int(f.heard.n_late, 0, "… before it is freed");
                 turn(&f);
                 fake_stop(&f);
         }
 
         fake_start(&f, "Running");
-        f.free_on_reply = true;
+        f.heard.free_on_reply = true;
         f.call = "vm.info";
         f.answer = bad;
         for (unsigned i = 0; i < 3; i++)
-                (void) CH.power_button(f.vmm, on_reply, &f);
-        (void) CH.counters(f.vmm, on_counters, &f);
-        ok(wait_for(&f, !f.vmm), "freed in the first of four replies, given up");
-        is_int(f.n_replies, 4, "… all are answered");
-        is_int(f.last_reply, -ECANCELED, "… the others with ECANCELED");
-        is_int(f.n_late, 0, "… before it is freed");
-        is_int(f.n[VMM_EVENT_DISCONNECTED], 0, "… and nothing is told afterwards");
+                (void) CH.power_button(f.heard.vmm, on_reply, &f.heard);
+        (void) CH.counters(f.heard.vmm, on_counters, &f.heard);
+        ok(wait_for(&f, !f.heard.vmm), "freed in the first of four replies, given up");
+        is_int(f.heard.n_replies, 4, "… all are answered");
+        is_int(f.heard.last_reply, -ECANCELED, "… the others with ECANCELED");
+        is_int(f.heard.n_late, 0, "… before it is freed");
+        is_int(f.heard.n[VMM_EVENT_DISCONNECTED], 0, "… and nothing is told afterwards");
         fake_stop(&f);
 }
 

@@ -3,12 +3,12 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "basic/fd-util.h"
 #include "basic/string-util.h"
 #include "vmm/vmm.h"
 
+#include "heard.h"
 #include "tap.h"
 
 /* The operations against a played Firecracker: what the real one does seldom, or never. */
@@ -17,74 +17,17 @@
 #define DEADLINE_USEC (20 * USEC_PER_SEC)
 
 typedef struct Fake {
+        Heard heard;
         sd_event *event;
-        VMM *vmm;
         int listener, peer, fifo;
         char log[4096];                 /* the calls, in their order */
         const char *state;
         const char *call;               /* this one is answered so: */
         const char *answer;             /* NULL: not at all */
         const char *metrics;            /* are written before that */
-
-        unsigned n[_VMM_EVENT_MAX];
-        VMMState vmm_state;
-        int error;
-        unsigned n_replies, n_late;     /* late: after it was freed */
-        int last_reply;
-        char last_message[2048];
-        VMMCounter counters[16];
-        size_t n_counters;
-        VMMEvent free_on;
-        bool free_on_reply, freed;
 } Fake;
 
 static char directory[] = "/tmp/test-fc-ops.XXXXXX", sock[64], fifo[64];
-
-static uint64_t now_usec(void) {
-        struct timespec t;
-
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (uint64_t) t.tv_sec * USEC_PER_SEC + (uint64_t) t.tv_nsec / 1000;
-}
-
-static void fake_free(Fake *f) {
-        VMM *v = TAKE_PTR(f->vmm);
-
-        if (!v)
-                return;
-        vmm_freep(&v);
-        f->freed = true;
-}
-
-static void on_event(void *userdata, VMMEvent event, VMMState state, int error) {
-        Fake *f = userdata;
-
-        f->n[event]++;
-        f->vmm_state = state;
-        f->error = error;
-        if (f->free_on == event)
-                fake_free(f);
-}
-
-static void on_reply(void *userdata, int error, const char *message) {
-        Fake *f = userdata;
-
-        f->n_replies++;
-        f->n_late += f->freed;
-        f->last_reply = error;
-        snprintf(f->last_message, sizeof f->last_message, "%s", strempty(message));
-        if (f->free_on_reply)
-                fake_free(f);
-}
-
-static void on_counters(void *userdata, int error, const VMMCounter *counters, size_t n) {
-        Fake *f = userdata;
-
-        f->n_counters = MIN(n, ELEMENTSOF(f->counters));
-        for (size_t i = 0; i < f->n_counters; i++)
-                f->counters[i] = counters[i];
-        on_reply(userdata, error, NULL);
-}
 
 static char *http(unsigned status, const char *body) {
         return strjoinf("HTTP/1.1 %u \r\nServer: Firecracker API\r\nConnection: keep-alive\r\nContent-Length: %zu\r\n\r\n%s", status,
@@ -161,7 +104,7 @@ static void fake_prepare(Fake *f, const char *state) {
                 .fifo = open(fifo, O_RDWR|O_CLOEXEC|O_NONBLOCK),
                 .peer = -EBADF,
                 .state = state,
-                .free_on = _VMM_EVENT_MAX,
+                .heard.free_on = _VMM_EVENT_MAX,
         };
         if (f->fifo < 0 || sd_event_new(&f->event) < 0)
                 abort();
@@ -170,19 +113,19 @@ static void fake_prepare(Fake *f, const char *state) {
 static void fake_start(Fake *f, const char *state) {
         fake_prepare(f, state);
         f->listener = unix_listen(sock, SOCK_STREAM);
-        if (f->listener < 0 || FC.connect(f->event, directory, on_event, f, &f->vmm) < 0)
+        if (f->listener < 0 || FC.connect(f->event, directory, on_event, &f->heard, &f->heard.vmm) < 0)
                 abort();
 }
 
 static void fake_up(Fake *f, const char *state) {
         fake_start(f, state);
-        if (!wait_for(f, f->n[VMM_EVENT_CONNECTED]))
+        if (!wait_for(f, f->heard.n[VMM_EVENT_CONNECTED]))
                 abort();
         f->log[0] = 0;
 }
 
 static void fake_stop(Fake *f) {
-        fake_free(f);
+        heard_free(&f->heard);
         safe_close(f->peer);
         safe_close(f->listener);
         safe_close(f->fifo);
@@ -204,8 +147,8 @@ static void test_connect(void) {
 
         for (size_t i = 0; i < ELEMENTSOF(table); i++) {
                 fake_start(&f, table[i].name);
-                ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED]), "connected");
-                is_int(f.vmm_state, table[i].state, "… %s", table[i].name);
+                ok(wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED]), "connected");
+                is_int(f.heard.state, table[i].state, "… %s", table[i].name);
                 is_str(f.log, "/ ", "… by one question");
                 fake_stop(&f);
         }
@@ -215,23 +158,23 @@ static void test_connect(void) {
                 fake_start(&f, "Running");
                 f.call = "/";
                 f.answer = text;
-                (void) FC.boot(f.vmm, "{}", on_reply, &f);
-                ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "%u %s", bad[i].status, bad[i].body);
-                is_int(f.error, -EBADMSG, "… is no state");
-                is_int(f.n_replies, 1, "… and the boot has failed");
-                is_int(FC.pause(f.vmm, on_reply, &f), -ENOTCONN, "… and no call after it");
+                (void) FC.boot(f.heard.vmm, "{}", on_reply, &f.heard);
+                ok(wait_for(&f, f.heard.n[VMM_EVENT_DISCONNECTED]), "%u %s", bad[i].status, bad[i].body);
+                is_int(f.heard.error, -EBADMSG, "… is no state");
+                is_int(f.heard.n_replies, 1, "… and the boot has failed");
+                is_int(FC.pause(f.heard.vmm, on_reply, &f.heard), -ENOTCONN, "… and no call after it");
                 fake_stop(&f);
-                is_int(f.n_replies, 1, "… nor is one answered");
+                is_int(f.heard.n_replies, 1, "… nor is one answered");
         }
 
         fake_prepare(&f, "Running");
-        if (FC.connect(f.event, directory, on_event, &f, &f.vmm) < 0)
+        if (FC.connect(f.event, directory, on_event, &f.heard, &f.heard.vmm) < 0)
                 abort();
         for (unsigned i = 0; i < 20; i++)
                 turn(&f);
-        is_int(f.n[VMM_EVENT_CONNECTED] + f.n[VMM_EVENT_DISCONNECTED], 0, "one that makes its socket later");
+        is_int(f.heard.n[VMM_EVENT_CONNECTED] + f.heard.n[VMM_EVENT_DISCONNECTED], 0, "one that makes its socket later");
         f.listener = unix_listen(sock, SOCK_STREAM);
-        ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED]), "… is waited for");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED]), "… is waited for");
         fake_stop(&f);
 }
 
@@ -239,27 +182,27 @@ static void test_boot(void) {
         Fake f;
 
         fake_start(&f, "Not started");
-        (void) FC.boot(f.vmm, "{}", on_reply, &f);
+        (void) FC.boot(f.heard.vmm, "{}", on_reply, &f.heard);
         (void) wait_for(&f, strlen(f.log) > 3);
-        is_int(f.n_replies, 0, "a boot is not done before the guest runs");
-        is_int(FC.boot(f.vmm, "{}", on_reply, &f), -EBUSY, "… nor twice at once");
+        is_int(f.heard.n_replies, 0, "a boot is not done before the guest runs");
+        is_int(FC.boot(f.heard.vmm, "{}", on_reply, &f.heard), -EBUSY, "… nor twice at once");
         f.state = "Running";
-        ok(wait_for(&f, f.n_replies), "… and then it is");
-        is_int(f.last_reply, 0, "… well");
-        is_int(f.n[VMM_EVENT_RUNNING], 1, "… and told");
+        ok(wait_for(&f, f.heard.n_replies), "… and then it is");
+        is_int(f.heard.last_reply, 0, "… well");
+        is_int(f.heard.n[VMM_EVENT_RUNNING], 1, "… and told");
         fake_stop(&f);
 
         fake_start(&f, "Paused");
-        (void) FC.boot(f.vmm, "{}", on_reply, &f);
-        ok(wait_for(&f, f.n_replies), "a guest that does not run when it should");
-        is_int(f.last_reply, -EIO, "… has not booted");
+        (void) FC.boot(f.heard.vmm, "{}", on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "a guest that does not run when it should");
+        is_int(f.heard.last_reply, -EIO, "… has not booted");
         fake_stop(&f);
 
         fake_start(&f, "Not started");
-        (void) FC.boot(f.vmm, "{}", on_reply, &f);
-        fake_free(&f);
-        is_int(f.last_reply, -ECANCELED, "freed with a boot under way");
-        is_int(f.n_replies, 1, "… which is told once");
+        (void) FC.boot(f.heard.vmm, "{}", on_reply, &f.heard);
+        heard_free(&f.heard);
+        is_int(f.heard.last_reply, -ECANCELED, "freed with a boot under way");
+        is_int(f.heard.n_replies, 1, "… which is told once");
         fake_stop(&f);
 }
 
@@ -276,22 +219,22 @@ static void test_calls(void) {
         Fake f;
 
         fake_up(&f, "Running");
-        (void) FC.pause(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies == 1) && f.last_reply == 0 && f.vmm_state == VMM_STATE_PAUSED, "pause");
-        (void) FC.resume(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies == 2) && f.last_reply == 0 && f.vmm_state == VMM_STATE_RUNNING, "resume");
-        (void) FC.power_button(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies == 3) && f.last_reply == 0 && f.n[VMM_EVENT_POWER_BUTTON] == 1, "button");
+        (void) FC.pause(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 1) && f.heard.last_reply == 0 && f.heard.state == VMM_STATE_PAUSED, "pause");
+        (void) FC.resume(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 2) && f.heard.last_reply == 0 && f.heard.state == VMM_STATE_RUNNING, "resume");
+        (void) FC.power_button(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 3) && f.heard.last_reply == 0 && f.heard.n[VMM_EVENT_POWER_BUTTON] == 1, "button");
         is_str(f.log, "Paused Resumed SendCtrlAltDel ", "… and nothing else is asked");
         f.call = "Paused";
         f.answer = NULL;
-        (void) FC.pause(f.vmm, on_reply, &f);
+        (void) FC.pause(f.heard.vmm, on_reply, &f.heard);
         ok(wait_for(&f, strstr(f.log, "Del Paused ")), "a pause");
         f.state = "Paused";
         shutdown(f.peer, SHUT_RDWR);
-        ok(wait_for(&f, f.n_replies == 4), "… that is not answered");
-        is_int(f.last_reply, -EPIPE, "… has failed");
-        ok(wait_for(&f, f.n[VMM_EVENT_PAUSED] == 2), "… and may be done all the same");
+        ok(wait_for(&f, f.heard.n_replies == 4), "… that is not answered");
+        is_int(f.heard.last_reply, -EPIPE, "… has failed");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_PAUSED] == 2), "… and may be done all the same");
         fake_stop(&f);
 
         for (size_t i = 0; i < ELEMENTSOF(table); i++) {
@@ -300,11 +243,11 @@ static void test_calls(void) {
                 fake_up(&f, "Running");
                 f.call = "Paused";
                 f.answer = text;
-                (void) FC.pause(f.vmm, on_reply, &f);
-                ok(wait_for(&f, f.n_replies), "%u %s", table[i].status, table[i].body);
-                is_int(f.last_reply, -EREMOTEIO, "… is a refusal");
-                is_str(f.last_message, table[i].words, "… in its words");
-                is_int(f.n[VMM_EVENT_PAUSED], 0, "… and no pause");
+                (void) FC.pause(f.heard.vmm, on_reply, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies), "%u %s", table[i].status, table[i].body);
+                is_int(f.heard.last_reply, -EREMOTEIO, "… is a refusal");
+                is_str(f.heard.last_message, table[i].words, "… in its words");
+                is_int(f.heard.n[VMM_EVENT_PAUSED], 0, "… and no pause");
                 fake_stop(&f);
         }
 }
@@ -319,21 +262,21 @@ static void test_counters(void) {
         f.metrics = "{\"block\": {\"read_bytes\": 9}, \"block_a\": {\"read_bytes\": 4, \"write_bytes\": -1, \"read_count\": \"x\"},"
                     " \"block_../x\": {\"read_bytes\": 4}, \"block_\": {}}\nrubbish\n";
         for (unsigned i = 1; i < 3; i++) {
-                (void) FC.counters(f.vmm, on_counters, &f);
-                ok(wait_for(&f, f.n_replies == i), "counters");
-                is_int(f.n_counters, 1, "… of one disk, what makes sense");
-                is_str(f.counters[0].name, "a.ReadBytes", "… by its name");
-                is_int(f.counters[0].value, 4 * i, "… are added up");
+                (void) FC.counters(f.heard.vmm, on_counters, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies == i), "counters");
+                is_int(f.heard.n_counters, 1, "… of one disk, what makes sense");
+                is_str(f.heard.counters[0].name, "a.ReadBytes", "… by its name");
+                is_int(f.heard.counters[0].value, 4 * i, "… are added up");
         }
         f.answer = NULL;
         f.metrics = NULL;
-        f.n_replies = 0;
+        f.heard.n_replies = 0;
         for (unsigned i = 0; i < 1000; i++)
-                taken += FC.counters(f.vmm, on_counters, &f) == 0;
+                taken += FC.counters(f.heard.vmm, on_counters, &f.heard) == 0;
         ok(taken > 0 && taken < 20, "of a thousand that want counters at once some are asked for: %u", taken);
-        is_int(FC.power_button(f.vmm, on_reply, &f), 0, "… and other calls are taken");
+        is_int(FC.power_button(f.heard.vmm, on_reply, &f.heard), 0, "… and other calls are taken");
         fake_stop(&f);
-        is_int(f.n_replies, taken + 1, "… and all are answered in the end");
+        is_int(f.heard.n_replies, taken + 1, "… and all are answered in the end");
 }
 
 static void test_freeing(void) {
@@ -345,22 +288,22 @@ static void test_freeing(void) {
 
         for (size_t i = 0; i < ELEMENTSOF(freeing); i++) {
                 fake_start(&f, "Running");
-                f.free_on = freeing[i];
-                (void) FC.boot(f.vmm, "{}", on_reply, &f);
+                f.heard.free_on = freeing[i];
+                (void) FC.boot(f.heard.vmm, "{}", on_reply, &f.heard);
                 if (freeing[i] == VMM_EVENT_DISCONNECTED) {
                         f.call = "/";
                         f.answer = bad;
                 } else
-                        (void) wait_for(&f, f.n[VMM_EVENT_CONNECTED] && f.n_replies);
-                if (f.vmm && freeing[i] != VMM_EVENT_DISCONNECTED) {
-                        (void) FC.pause(f.vmm, on_reply, &f);
-                        (void) FC.resume(f.vmm, on_reply, &f);
-                        (void) FC.power_button(f.vmm, on_reply, &f);
-                        (void) FC.counters(f.vmm, on_counters, &f);
+                        (void) wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED] && f.heard.n_replies);
+                if (f.heard.vmm && freeing[i] != VMM_EVENT_DISCONNECTED) {
+                        (void) FC.pause(f.heard.vmm, on_reply, &f.heard);
+                        (void) FC.resume(f.heard.vmm, on_reply, &f.heard);
+                        (void) FC.power_button(f.heard.vmm, on_reply, &f.heard);
+                        (void) FC.counters(f.heard.vmm, on_counters, &f.heard);
                 }
-                ok(wait_for(&f, !f.vmm), "freed in event %d", freeing[i]);
-                is_int(f.n_replies, freeing[i] == VMM_EVENT_CONNECTED || freeing[i] == VMM_EVENT_DISCONNECTED ? 1 : 5, "… all calls are answered");
-                is_int(f.n_late, 0, "… before it is freed");
+                ok(wait_for(&f, !f.heard.vmm), "freed in event %d", freeing[i]);
+                is_int(f.heard.n_replies, freeing[i] == VMM_EVENT_CONNECTED || freeing[i] == VMM_EVENT_DISCONNECTED ? 1 : 5, "… all calls are answered");
+                is_int(f.heard.n_late, 0, "… before it is freed");
                 turn(&f);
                 fake_stop(&f);
         }
@@ -369,14 +312,14 @@ static void test_freeing(void) {
                 int (*const calls[])(VMM *, vmm_reply_cb, void *) = { FC.pause, FC.resume, FC.power_button };
 
                 fake_up(&f, "Running");
-                f.free_on_reply = true;
-                (void) (i == 3 ? FC.counters(f.vmm, on_counters, &f) : calls[i](f.vmm, on_reply, &f));
-                (void) FC.pause(f.vmm, on_reply, &f);
-                (void) FC.resume(f.vmm, on_reply, &f);
-                ok(wait_for(&f, !f.vmm), "freed in reply %u", i);
-                is_int(f.n_replies, 3, "… the others are answered");
-                is_int(f.last_reply, -ECANCELED, "… with ECANCELED");
-                is_int(f.n_late, 0, "… before it is freed");
+                f.heard.free_on_reply = true;
+                (void) (i == 3 ? FC.counters(f.heard.vmm, on_counters, &f.heard) : calls[i](f.heard.vmm, on_reply, &f.heard));
+                (void) FC.pause(f.heard.vmm, on_reply, &f.heard);
+                (void) FC.resume(f.heard.vmm, on_reply, &f.heard);
+                ok(wait_for(&f, !f.heard.vmm), "freed in reply %u", i);
+                is_int(f.heard.n_replies, 3, "… the others are answered");
+                is_int(f.heard.last_reply, -ECANCELED, "… with ECANCELED");
+                is_int(f.heard.n_late, 0, "… before it is freed");
                 turn(&f);
                 fake_stop(&f);
         }

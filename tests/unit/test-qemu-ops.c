@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <poll.h>
-#include <time.h>
 
 #include "basic/fd-util.h"
 #include "basic/json-util.h"
 #include "basic/string-util.h"
 #include "vmm/vmm.h"
 
+#include "heard.h"
 #include "tap.h"
 
 /* The operations against a played QEMU: what the real one does seldom, or never. */
@@ -15,8 +15,8 @@
 #define DEADLINE_USEC (10 * USEC_PER_SEC)
 
 typedef struct Fake {
+        Heard heard;
         sd_event *event;
-        VMM *vmm;
         int listener, peer;
         char input[16384];
         size_t n_input;
@@ -25,65 +25,9 @@ typedef struct Fake {
         const char *fail;               /* this command fails */
         const char *mute;               /* this one is not answered */
         const char *before, *before_event; /* before the reply to this command comes that */
-
-        unsigned n[_VMM_EVENT_MAX];
-        VMMState state;
-        int error;
-        unsigned n_replies;
-        int last_reply;
-        size_t n_counters;
-        char last_message[256], counter[64];
-        VMMEvent free_on;
-        bool free_on_reply, freed;
-        unsigned n_late;                /* replies after it was freed */
 } Fake;
 
 static char directory[] = "/tmp/test-qemu-ops.XXXXXX", path[64];
-
-static uint64_t now_usec(void) {
-        struct timespec t;
-
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (uint64_t) t.tv_sec * USEC_PER_SEC + (uint64_t) t.tv_nsec / 1000;
-}
-
-static void fake_free(Fake *f) {
-        VMM *v = TAKE_PTR(f->vmm);
-
-        if (!v)
-                return;
-        vmm_freep(&v);
-        f->freed = true;
-}
-
-static void on_event(void *userdata, VMMEvent event, VMMState state, int error) {
-        Fake *f = userdata;
-
-        f->n[event]++;
-        f->state = state;
-        f->error = error;
-        if (f->free_on == event)
-                fake_free(f);
-}
-
-static void on_reply(void *userdata, int error, const char *message) {
-        Fake *f = userdata;
-
-        f->n_replies++;
-        f->n_late += f->freed;
-        f->last_reply = error;
-        snprintf(f->last_message, sizeof f->last_message, "%s", strempty(message));
-        if (f->free_on_reply)
-                fake_free(f);
-}
-
-static void on_counters(void *userdata, int error, const VMMCounter *counters, size_t n) {
-        Fake *f = userdata;
-
-        f->n_counters = n;
-        snprintf(f->counter, sizeof f->counter, "%s", n > 0 ? counters[0].name : "");
-        on_reply(userdata, error, NULL);
-}
 
 static void say(Fake *f, const char *s) {
         (void) send(f->peer, s, strlen(s), MSG_NOSIGNAL);
@@ -141,9 +85,9 @@ static void turn(Fake *f) {
 static void fake_start(Fake *f, const char *status) {
         struct pollfd p;
 
-        *f = (Fake) { .listener = unix_listen(path, SOCK_STREAM), .status = status, .free_on = _VMM_EVENT_MAX };
+        *f = (Fake) { .listener = unix_listen(path, SOCK_STREAM), .status = status, .heard.free_on = _VMM_EVENT_MAX };
         p = (struct pollfd) { .fd = f->listener, .events = POLLIN };
-        if (f->listener < 0 || sd_event_new(&f->event) < 0 || qemu_ops.connect(f->event, directory, on_event, f, &f->vmm) < 0 ||
+        if (f->listener < 0 || sd_event_new(&f->event) < 0 || qemu_ops.connect(f->event, directory, on_event, &f->heard, &f->heard.vmm) < 0 ||
             poll(&p, 1, 1000) != 1)
                 abort();
         f->peer = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC|SOCK_NONBLOCK);
@@ -152,13 +96,13 @@ static void fake_start(Fake *f, const char *status) {
 
 static void fake_up(Fake *f, const char *status) {
         fake_start(f, status);
-        if (!wait_for(f, f->n[VMM_EVENT_CONNECTED]))
+        if (!wait_for(f, f->heard.n[VMM_EVENT_CONNECTED]))
                 abort();
         f->log[0] = 0;
 }
 
 static void fake_stop(Fake *f) {
-        fake_free(f);
+        heard_free(&f->heard);
         safe_close(f->peer);
         safe_close(f->listener);
         sd_event_unref(f->event);
@@ -181,41 +125,41 @@ static void test_connect(void) {
 
         for (size_t i = 0; i < ELEMENTSOF(table); i++) {
                 fake_start(&f, table[i].name);
-                ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED]), "connected");
-                is_int(f.state, table[i].state, "… %s", table[i].name);
+                ok(wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED]), "connected");
+                is_int(f.heard.state, table[i].state, "… %s", table[i].name);
                 is_str(f.log, "qmp_capabilities set-action query-status ", "… after it was set right");
                 fake_stop(&f);
         }
 
         fake_start(&f, "running");
         f.fail = "query-status";
-        ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "no state, no connection");
-        is_int(f.error, -EBADMSG, "… for a bad answer");
-        is_int(qemu_ops.boot(f.vmm, NULL, on_reply, &f), -ENOTCONN, "… and no call after it");
-        is_int(qemu_ops.reboot(f.vmm, on_reply, &f), -ENOTCONN, "… of any kind");
-        is_int(qemu_ops.counters(f.vmm, on_counters, &f), -ENOTCONN, "… at all");
-        qemu_ops.drain(f.vmm);
-        is_int(f.n[VMM_EVENT_CONNECTED], 0, "… and it never was one");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_DISCONNECTED]), "no state, no connection");
+        is_int(f.heard.error, -EBADMSG, "… for a bad answer");
+        is_int(qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard), -ENOTCONN, "… and no call after it");
+        is_int(qemu_ops.reboot(f.heard.vmm, on_reply, &f.heard), -ENOTCONN, "… of any kind");
+        is_int(qemu_ops.counters(f.heard.vmm, on_counters, &f.heard), -ENOTCONN, "… at all");
+        qemu_ops.drain(f.heard.vmm);
+        is_int(f.heard.n[VMM_EVENT_CONNECTED], 0, "… and it never was one");
         fake_stop(&f);
 
         fake_start(&f, "running");
         f.fail = "set-action";
-        ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED]), "an older QEMU without set-action is one");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED]), "an older QEMU without set-action is one");
         fake_stop(&f);
 
         fake_start(&f, "running");
         f.before = "query-status";
         f.before_event = "{\"event\": \"STOP\"}\n{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n";
-        ok(wait_for(&f, f.n[VMM_EVENT_CONNECTED] || f.n[VMM_EVENT_GUEST_SHUTDOWN]), "a shutdown before the state is known");
-        is_int(f.n[VMM_EVENT_GUEST_SHUTDOWN], 1, "… is told");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_CONNECTED] || f.heard.n[VMM_EVENT_GUEST_SHUTDOWN]), "a shutdown before the state is known");
+        is_int(f.heard.n[VMM_EVENT_GUEST_SHUTDOWN], 1, "… is told");
         fake_stop(&f);
 
         for (VMMEvent e = VMM_EVENT_CONNECTED; e <= VMM_EVENT_DISCONNECTED; e += VMM_EVENT_DISCONNECTED) {
                 fake_start(&f, "running");
-                f.free_on = e;
+                f.heard.free_on = e;
                 if (e == VMM_EVENT_DISCONNECTED)
                         say(&f, "garbage\n");
-                ok(wait_for(&f, !f.vmm), "freed in event %d", e);
+                ok(wait_for(&f, !f.heard.vmm), "freed in event %d", e);
                 fake_stop(&f);
         }
 }
@@ -227,20 +171,20 @@ static void test_early_boot(void) {
         fake_start(&f, "prelaunch");
         f.before = "cont";
         f.before_event = "{\"event\": \"RESUME\"}\n";
-        is_int(qemu_ops.boot(f.vmm, NULL, on_reply, &f), 0, "boot at once");
-        is_int(qemu_ops.boot(f.vmm, NULL, on_reply, &f), -EBUSY, "… not twice");
-        ok(wait_for(&f, f.n_replies == 1), "… is answered");
-        is_int(f.last_reply, 0, "… well");
-        is_int(f.n[VMM_EVENT_CONNECTED], 1, "… after it was connected");
-        is_int(f.n[VMM_EVENT_RUNNING], 1, "… and runs");
+        is_int(qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard), 0, "boot at once");
+        is_int(qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard), -EBUSY, "… not twice");
+        ok(wait_for(&f, f.heard.n_replies == 1), "… is answered");
+        is_int(f.heard.last_reply, 0, "… well");
+        is_int(f.heard.n[VMM_EVENT_CONNECTED], 1, "… after it was connected");
+        is_int(f.heard.n[VMM_EVENT_RUNNING], 1, "… and runs");
         is_str(f.log, "qmp_capabilities set-action query-status cont ", "… with nothing between");
         fake_stop(&f);
 
         /* It obeys and is silent: the state says that the guest does not run. */
         fake_start(&f, "prelaunch");
-        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
-        ok(wait_for(&f, f.n_replies == 1), "a boot without effect");
-        is_int(f.last_reply, -EIO, "… has failed");
+        (void) qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 1), "a boot without effect");
+        is_int(f.heard.last_reply, -EIO, "… has failed");
         fake_stop(&f);
 
         for (unsigned i = 0; i < 3; i++) {
@@ -248,24 +192,24 @@ static void test_early_boot(void) {
 
                 fake_start(&f, "prelaunch");
                 f.fail = commands[i];
-                (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
-                ok(wait_for(&f, f.n_replies == 1), "%s fails", commands[i]);
-                ok(f.last_reply < 0, "… and so does the boot");
+                (void) qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies == 1), "%s fails", commands[i]);
+                ok(f.heard.last_reply < 0, "… and so does the boot");
                 fake_stop(&f);
-                is_int(f.n_replies, 1, "… once");
+                is_int(f.heard.n_replies, 1, "… once");
         }
 
         fake_start(&f, "prelaunch");
         f.peer = safe_close(f.peer);
-        ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "a connection that has ended");
-        is_int(qemu_ops.boot(f.vmm, NULL, on_reply, &f), -ENOTCONN, "… boots nothing");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_DISCONNECTED]), "a connection that has ended");
+        is_int(qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard), -ENOTCONN, "… boots nothing");
         fake_stop(&f);
 
         fake_start(&f, "prelaunch");
-        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
-        fake_free(&f);
-        is_int(f.last_reply, -ECANCELED, "freed with a boot put off");
-        is_int(f.n_replies, 1, "… which is told once");
+        (void) qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard);
+        heard_free(&f.heard);
+        is_int(f.heard.last_reply, -ECANCELED, "freed with a boot put off");
+        is_int(f.heard.n_replies, 1, "… which is told once");
         fake_stop(&f);
 }
 
@@ -274,41 +218,41 @@ static void test_why(void) {
         Fake f;
 
         fake_up(&f, "running");
-        ok(!qemu_ops.why(f.vmm), "one that runs has no reason to stand");
+        ok(!qemu_ops.why(f.heard.vmm), "one that runs has no reason to stand");
         f.status = "suspended";
         say(&f, "{\"event\": \"SUSPEND\"}\n");
-        ok(wait_for(&f, f.n[VMM_EVENT_PAUSED]), "a guest that falls asleep stands");
-        ok(strstr(strempty(qemu_ops.why(f.vmm)), "sleeps"), "… and why is told");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_PAUSED]), "a guest that falls asleep stands");
+        ok(strstr(strempty(qemu_ops.why(f.heard.vmm)), "sleeps"), "… and why is told");
         f.log[0] = 0;
         f.before = "system_wakeup";
         f.before_event = "{\"event\": \"WAKEUP\"}\n";
         f.status = "running";
-        (void) qemu_ops.resume(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies), "it is woken");
-        is_int(f.last_reply, 0, "… and runs");
+        (void) qemu_ops.resume(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "it is woken");
+        is_int(f.heard.last_reply, 0, "… and runs");
         ok(strstr(f.log, "system_wakeup ") && !strstr(f.log, "cont "), "… by the command for that");
-        is_int(f.n[VMM_EVENT_RUNNING], 1, "… which is told");
-        ok(!qemu_ops.why(f.vmm), "… and why it stood is no more");
+        is_int(f.heard.n[VMM_EVENT_RUNNING], 1, "… which is told");
+        ok(!qemu_ops.why(f.heard.vmm), "… and why it stood is no more");
         f.status = "suspended";
         say(&f, "{\"event\": \"SUSPEND\"}\n");
-        (void) wait_for(&f, f.n[VMM_EVENT_PAUSED] == 2);
+        (void) wait_for(&f, f.heard.n[VMM_EVENT_PAUSED] == 2);
         f.status = "running";
         say(&f, "{\"event\": \"WAKEUP\"}\n");
-        ok(wait_for(&f, f.n[VMM_EVENT_RUNNING] == 2), "a guest that wakes by itself runs");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_RUNNING] == 2), "a guest that wakes by itself runs");
         f.status = "paused";
         say(&f, "{\"event\": \"STOP\"}\n");
-        ok(wait_for(&f, f.n[VMM_EVENT_PAUSED] == 3) && !qemu_ops.why(f.vmm), "a pause is only a pause");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_PAUSED] == 3) && !qemu_ops.why(f.heard.vmm), "a pause is only a pause");
         fake_stop(&f);
 
         fake_up(&f, "running");
         f.status = "dreaming";
         f.running = ", \"running\": false";
         say(&f, "{\"event\": \"STOP\"}\n");
-        ok(wait_for(&f, f.n[VMM_EVENT_PAUSED]), "of a status that is not known yet QEMU says whether the guest runs");
-        ok(qemu_ops.why(f.vmm), "… and it is told that no more is known");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_PAUSED]), "of a status that is not known yet QEMU says whether the guest runs");
+        ok(qemu_ops.why(f.heard.vmm), "… and it is told that no more is known");
         f.running = ", \"running\": true";
         say(&f, "{\"event\": \"STOP\"}\n");
-        ok(wait_for(&f, f.n[VMM_EVENT_RUNNING]), "… or that it does");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_RUNNING]), "… or that it does");
         fake_stop(&f);
 }
 
@@ -326,10 +270,10 @@ static void test_stops(void) {
                 fake_up(&f, "running");
                 f.status = table[i].status;
                 say(&f, "{\"event\": \"STOP\"}\n{\"event\": \"STOP\"}\n");
-                ok(wait_for(&f, f.n[table[i].event]), "STOP and %s", f.status);
+                ok(wait_for(&f, f.heard.n[table[i].event]), "STOP and %s", f.status);
                 (void) wait_for(&f, strstr(f.log, "query-status query-status "));
                 turn(&f);
-                is_int(f.n[table[i].event], 1, "… once");
+                is_int(f.heard.n[table[i].event], 1, "… once");
                 fake_stop(&f);
         }
 
@@ -337,10 +281,10 @@ static void test_stops(void) {
         f.before = "cont";
         f.before_event = "{\"event\": \"RESUME\"}\n";
         f.status = "running";
-        (void) qemu_ops.resume(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies), "resume after a disk error");
-        is_int(f.last_reply, 0, "… works");
-        is_int(f.n[VMM_EVENT_RUNNING], 1, "… with its event");
+        (void) qemu_ops.resume(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "resume after a disk error");
+        is_int(f.heard.last_reply, 0, "… works");
+        is_int(f.heard.n[VMM_EVENT_RUNNING], 1, "… with its event");
         fake_stop(&f);
 }
 
@@ -349,94 +293,94 @@ static void test_calls(void) {
         Fake f;
 
         fake_up(&f, "prelaunch");
-        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
-        ok(wait_for(&f, f.n_replies), "`cont` was obeyed, but QEMU does not run");
-        is_int(f.last_reply, -EIO, "… is no success");
+        (void) qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies), "`cont` was obeyed, but QEMU does not run");
+        is_int(f.heard.last_reply, -EIO, "… is no success");
         f.fail = "cont";
-        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
-        ok(wait_for(&f, f.n_replies == 2), "`cont` is refused");
-        is_int(f.last_reply, -EREMOTEIO, "… is no success");
-        is_str(f.last_message, "no cont", "… and says why");
+        (void) qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 2), "`cont` is refused");
+        is_int(f.heard.last_reply, -EREMOTEIO, "… is no success");
+        is_str(f.heard.last_message, "no cont", "… and says why");
         f.fail = "query-status";
-        (void) qemu_ops.pause(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies == 3), "the state is refused");
-        is_int(f.last_reply, -EREMOTEIO, "… is no success");
+        (void) qemu_ops.pause(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 3), "the state is refused");
+        is_int(f.heard.last_reply, -EREMOTEIO, "… is no success");
         f.fail = NULL;
 
-        (void) qemu_ops.counters(f.vmm, on_counters, &f);
-        ok(wait_for(&f, f.n_replies == 4), "counters that make no sense");
-        is_int(f.n_counters, 1, "… are passed over");
-        is_str(f.counter, "a.ReadOps", "… but one");
+        (void) qemu_ops.counters(f.heard.vmm, on_counters, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 4), "counters that make no sense");
+        is_int(f.heard.n_counters, 1, "… are passed over");
+        is_str(f.heard.counters[0].name, "a.ReadOps", "… but one");
 
         f.mute = "quit";
-        (void) qemu_ops.quit(f.vmm, on_reply, &f);
-        (void) qemu_ops.counters(f.vmm, on_counters, &f);
+        (void) qemu_ops.quit(f.heard.vmm, on_reply, &f.heard);
+        (void) qemu_ops.counters(f.heard.vmm, on_counters, &f.heard);
         ok(wait_for(&f, strstr(f.log, "quit")), "quit");
         say(&f, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-quit\"}}\n");
         shutdown(f.peer, SHUT_RDWR);
-        ok(wait_for(&f, f.n[VMM_EVENT_DISCONNECTED]), "… ends without an answer");
-        is_int(f.n_replies, 6, "… both calls are answered");
-        is_int(f.n[VMM_EVENT_SHUTDOWN], 1, "… and the reason told");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_DISCONNECTED]), "… ends without an answer");
+        is_int(f.heard.n_replies, 6, "… both calls are answered");
+        is_int(f.heard.n[VMM_EVENT_SHUTDOWN], 1, "… and the reason told");
         fake_stop(&f);
 
         fake_up(&f, "running");
         f.mute = "stop";
-        (void) qemu_ops.pause(f.vmm, on_reply, &f);
-        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
-        (void) qemu_ops.counters(f.vmm, on_counters, &f);
-        fake_free(&f);
-        is_int(f.n_replies, 3, "freeing answers all calls");
-        is_int(f.last_reply, -ECANCELED, "… with ECANCELED");
+        (void) qemu_ops.pause(f.heard.vmm, on_reply, &f.heard);
+        (void) qemu_ops.reboot(f.heard.vmm, on_reply, &f.heard);
+        (void) qemu_ops.counters(f.heard.vmm, on_counters, &f.heard);
+        heard_free(&f.heard);
+        is_int(f.heard.n_replies, 3, "freeing answers all calls");
+        is_int(f.heard.last_reply, -ECANCELED, "… with ECANCELED");
         fake_stop(&f);
 
         /* QEMU does not say what it does, so the connection is given up, and who waits for another call frees all. */
         fake_start(&f, "prelaunch");
         f.fail = "query-status";
         f.mute = "cont";
-        f.free_on_reply = true;
-        (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
-        ok(wait_for(&f, !f.vmm), "freed in the reply to a call that is given up");
-        is_int(f.n_replies, 1, "… which comes once");
-        is_int(f.last_reply, -EPIPE, "… with EPIPE, for it was not freed yet");
-        is_int(f.n[VMM_EVENT_DISCONNECTED], 0, "… and nothing after it");
+        f.heard.free_on_reply = true;
+        (void) qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard);
+        ok(wait_for(&f, !f.heard.vmm), "freed in the reply to a call that is given up");
+        is_int(f.heard.n_replies, 1, "… which comes once");
+        is_int(f.heard.last_reply, -EPIPE, "… with EPIPE, for it was not freed yet");
+        is_int(f.heard.n[VMM_EVENT_DISCONNECTED], 0, "… and nothing after it");
         fake_stop(&f);
 
         for (unsigned i = 0; i < 2; i++) {
                 fake_start(&f, "prelaunch");
                 f.fail = "query-status";
                 f.mute = "cont";
-                f.free_on_reply = true;
-                (void) qemu_ops.boot(f.vmm, NULL, on_reply, &f);
-                (void) wait_for(&f, strstr(f.log, "query-status") || f.n_replies);
-                if (f.vmm && i == 1)
+                f.heard.free_on_reply = true;
+                (void) qemu_ops.boot(f.heard.vmm, NULL, on_reply, &f.heard);
+                (void) wait_for(&f, strstr(f.log, "query-status") || f.heard.n_replies);
+                if (f.heard.vmm && i == 1)
                         shutdown(f.peer, SHUT_RDWR);
-                for (unsigned k = 0; f.vmm && k < 3; k++)
-                        (void) qemu_ops.power_button(f.vmm, on_reply, &f);
-                (void) wait_for(&f, !f.vmm);
-                is_int(f.n_replies, 4, "freed in the first of four replies, %s", i ? "hung up" : "given up");
-                is_int(f.last_reply, -ECANCELED, "… the others have ECANCELED");
-                is_int(f.n_late, 0, "… before it is freed");
+                for (unsigned k = 0; f.heard.vmm && k < 3; k++)
+                        (void) qemu_ops.power_button(f.heard.vmm, on_reply, &f.heard);
+                (void) wait_for(&f, !f.heard.vmm);
+                is_int(f.heard.n_replies, 4, "freed in the first of four replies, %s", i ? "hung up" : "given up");
+                is_int(f.heard.last_reply, -ECANCELED, "… the others have ECANCELED");
+                is_int(f.heard.n_late, 0, "… before it is freed");
                 fake_stop(&f);
         }
 
         fake_up(&f, "running");
         f.mute = "query-blockstats";
         for (unsigned i = 0; i < 1000; i++)
-                n += qemu_ops.counters(f.vmm, on_counters, &f) == 0;
+                n += qemu_ops.counters(f.heard.vmm, on_counters, &f.heard) == 0;
         ok(n > 0 && n < 20, "of a thousand that want counters at once some are asked for: %u", n);
-        is_int(qemu_ops.power_button(f.vmm, on_reply, &f), 0, "… and other calls are made");
-        ok(wait_for(&f, f.n_replies == 1), "… and answered");
+        is_int(qemu_ops.power_button(f.heard.vmm, on_reply, &f.heard), 0, "… and other calls are made");
+        ok(wait_for(&f, f.heard.n_replies == 1), "… and answered");
         fake_stop(&f);
-        is_int(f.n_replies, n + 1, "… and so are they in the end");
+        is_int(f.heard.n_replies, n + 1, "… and so are they in the end");
 
         for (unsigned i = 0; i < 4; i++) {
                 fake_up(&f, "paused");
-                f.free_on_reply = true;
-                (void) (i == 3 ? qemu_ops.counters(f.vmm, on_counters, &f) :
-                        (i == 0 ? qemu_ops.pause : i == 1 ? qemu_ops.power_button : qemu_ops.reboot)(f.vmm, on_reply, &f));
+                f.heard.free_on_reply = true;
+                (void) (i == 3 ? qemu_ops.counters(f.heard.vmm, on_counters, &f.heard) :
+                        (i == 0 ? qemu_ops.pause : i == 1 ? qemu_ops.power_button : qemu_ops.reboot)(f.heard.vmm, on_reply, &f.heard));
                 f.fail = i == 2 ? "system_powerdown" : NULL;
-                ok(wait_for(&f, !f.vmm), "freed in reply %u", i);
-                is_int(f.n_replies, 1, "… which comes once");
+                ok(wait_for(&f, !f.heard.vmm), "freed in reply %u", i);
+                is_int(f.heard.n_replies, 1, "… which comes once");
                 fake_stop(&f);
         }
 }
@@ -448,38 +392,38 @@ static void test_reboot(void) {
         for (size_t i = 0; i <= ELEMENTSOF(steps); i++) {
                 fake_up(&f, "running");
                 f.fail = i < ELEMENTSOF(steps) ? steps[i] : NULL;
-                (void) qemu_ops.reboot(f.vmm, on_reply, &f);
-                (void) wait_for(&f, f.n_replies || strstr(f.log, "system_powerdown "));
+                (void) qemu_ops.reboot(f.heard.vmm, on_reply, &f.heard);
+                (void) wait_for(&f, f.heard.n_replies || strstr(f.log, "system_powerdown "));
                 say(&f, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n{\"event\": \"STOP\"}\n");
-                (void) wait_for(&f, f.n_replies || strstr(f.log, "system_reset "));
+                (void) wait_for(&f, f.heard.n_replies || strstr(f.log, "system_reset "));
                 say(&f, "{\"event\": \"RESET\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-system-reset\"}}\n");
                 f.before = "cont";
                 f.before_event = "{\"event\": \"RESUME\"}\n";
-                ok(wait_for(&f, f.n_replies == 1), "reboot, %s fails", f.fail ?: "nothing");
-                is_int(f.last_reply, f.fail ? -EREMOTEIO : 0, "… %s", f.last_message);
+                ok(wait_for(&f, f.heard.n_replies == 1), "reboot, %s fails", f.fail ?: "nothing");
+                is_int(f.heard.last_reply, f.fail ? -EREMOTEIO : 0, "… %s", f.heard.last_message);
                 fake_stop(&f);
         }
 
         fake_up(&f, "running");
-        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
+        (void) qemu_ops.reboot(f.heard.vmm, on_reply, &f.heard);
         (void) wait_for(&f, strstr(f.log, "system_powerdown "));
         say(&f, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n");
         (void) wait_for(&f, strstr(f.log, "system_reset "));
-        qemu_ops.reboot_cancel(f.vmm);
+        qemu_ops.reboot_cancel(f.heard.vmm);
         f.before = "cont";
         f.before_event = "{\"event\": \"RESUME\"}\n";
         say(&f, "{\"event\": \"RESET\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-system-reset\"}}\n");
-        ok(wait_for(&f, f.n_replies == 1), "given up when the guest is down: it comes up");
-        is_int(f.last_reply, -ECANCELED, "… for nobody");
-        f.n_replies = 0;
+        ok(wait_for(&f, f.heard.n_replies == 1), "given up when the guest is down: it comes up");
+        is_int(f.heard.last_reply, -ECANCELED, "… for nobody");
+        f.heard.n_replies = 0;
         f.fail = "system_powerdown";
-        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
-        ok(wait_for(&f, f.n_replies == 1), "and the next reboot");
-        is_int(f.last_reply, -EREMOTEIO, "… is one of its own");
+        (void) qemu_ops.reboot(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 1), "and the next reboot");
+        is_int(f.heard.last_reply, -EREMOTEIO, "… is one of its own");
         fake_stop(&f);
 
         fake_up(&f, "running");
-        (void) qemu_ops.reboot_pressed(f.vmm, on_reply, &f);
+        (void) qemu_ops.reboot_pressed(f.heard.vmm, on_reply, &f.heard);
         (void) wait_for(&f, strstr(f.log, "query-status set-action "));
         turn(&f);
         say(&f, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n{\"event\": \"STOP\"}\n");
@@ -487,32 +431,32 @@ static void test_reboot(void) {
         f.before = "cont";
         f.before_event = "{\"event\": \"RESUME\"}\n";
         say(&f, "{\"event\": \"RESET\", \"data\": {\"guest\": false, \"reason\": \"host-qmp-system-reset\"}}\n");
-        ok(wait_for(&f, f.n_replies == 1) && f.last_reply == 0, "… and reboots");
+        ok(wait_for(&f, f.heard.n_replies == 1) && f.heard.last_reply == 0, "… and reboots");
         ok(!strstr(f.log, "system_powerdown "), "… without a second press");
         fake_stop(&f);
 
         fake_up(&f, "running");
-        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
+        (void) qemu_ops.reboot(f.heard.vmm, on_reply, &f.heard);
         (void) wait_for(&f, strstr(f.log, "system_powerdown "));
         say(&f, "{\"event\": \"GUEST_PANICKED\", \"data\": {\"action\": \"pause\"}}\n");
-        ok(wait_for(&f, f.n_replies == 1), "a guest that panics on its way down ends the reboot");
-        is_int(f.last_reply, -EIO, "… as a failure");
-        is_int(f.n[VMM_EVENT_GUEST_PANICKED], 1, "… and is told");
+        ok(wait_for(&f, f.heard.n_replies == 1), "a guest that panics on its way down ends the reboot");
+        is_int(f.heard.last_reply, -EIO, "… as a failure");
+        is_int(f.heard.n[VMM_EVENT_GUEST_PANICKED], 1, "… and is told");
         fake_stop(&f);
 
         /* The guest goes down when the reboot has just been given up, and QEMU still stays. */
         fake_up(&f, "running");
-        (void) qemu_ops.reboot(f.vmm, on_reply, &f);
+        (void) qemu_ops.reboot(f.heard.vmm, on_reply, &f.heard);
         (void) wait_for(&f, strstr(f.log, "system_powerdown "));
         f.status = "shutdown";
         f.before = "set-action";
         f.before_event = "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-shutdown\"}}\n{\"event\": \"STOP\"}\n";
         turn(&f);
-        qemu_ops.reboot_cancel(f.vmm);
+        qemu_ops.reboot_cancel(f.heard.vmm);
         ok(wait_for(&f, strstr(f.log, "quit ")), "a guest down in the moment of giving up: QEMU is told to go");
-        is_int(f.last_reply, -ECANCELED, "… the reboot is canceled");
-        is_int(f.n[VMM_EVENT_GUEST_SHUTDOWN], 1, "… and the shutdown told");
-        qemu_ops.reboot_cancel(f.vmm);
+        is_int(f.heard.last_reply, -ECANCELED, "… the reboot is canceled");
+        is_int(f.heard.n[VMM_EVENT_GUEST_SHUTDOWN], 1, "… and the shutdown told");
+        qemu_ops.reboot_cancel(f.heard.vmm);
         fake_stop(&f);
 }
 
@@ -523,8 +467,8 @@ static void test_resets(void) {
         for (unsigned i = 0; i < 3; i++)
                 say(&f, "{\"event\": \"RESET\", \"data\": {\"guest\": true, \"reason\": \"guest-reset\"}}\n");
         say(&f, "{\"event\": \"POWERDOWN\"}\n{\"event\": \"WATCHDOG\", \"data\": {}}\n");
-        ok(wait_for(&f, f.n[VMM_EVENT_POWER_BUTTON]), "three resets of one reboot");
-        is_int(f.n[VMM_EVENT_GUEST_RESET], 1, "… are one");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_POWER_BUTTON]), "three resets of one reboot");
+        is_int(f.heard.n[VMM_EVENT_GUEST_RESET], 1, "… are one");
         fake_stop(&f);
 }
 
