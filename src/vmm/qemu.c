@@ -94,8 +94,6 @@ static void on_acknowledged(void *userdata, int error, json_object *result, cons
         QEMU *q = (QEMU *) call->vmm;
         _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&q->vmm);
 
-        if (error == -ECANCELED && !q->vmm.freed) /* given up */
-                error = -EPIPE;
         /* Of `quit` the answer may be lost, and its last event not. */
         if (call->what == WISH_ENDS && error == -EPIPE && q->ended)
                 error = 0;
@@ -194,18 +192,9 @@ static void end_if_left(QEMU *q) {
                 (void) command(q, "quit", NULL, NULL, NULL);
 }
 
-static void disconnected(void *userdata, int error);
-
-static void give_up(QEMU *q, int error) {
-        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&q->vmm);
-
-        q->qmp = qmp_free(q->qmp);
-        disconnected(q, error == -EREMOTEIO ? -EBADMSG : error);
-}
-
 static void on_first_status(QEMU *q, int error, json_object *result) {
         if (error < 0) {
-                give_up(q, error);
+                qmp_give_up(q->qmp, error == -EREMOTEIO ? -EBADMSG : error);
                 return;
         }
 
@@ -475,8 +464,6 @@ static void on_blockstats(void *userdata, int error, json_object *result, const 
         VMMCall *call = userdata;
         size_t n = 0, n_devices = 0;
 
-        if (error == -ECANCELED && !call->vmm->freed)
-                error = -EPIPE;
         if (error == 0 && json_object_is_type(result, json_type_array))
                 n_devices = MIN(json_object_array_length(result), (size_t) DISKS_MAX);
         counters = new(VMMCounter, VMM_DISK_COUNTERS * n_devices + 1);
@@ -526,7 +513,7 @@ static void ready(void *userdata) {
         if (r >= 0 && q->boot)
                 r = command(q, "cont", NULL, on_acknowledged, TAKE_PTR(q->boot));
         if (r < 0)
-                give_up(q, r);
+                qmp_give_up(q->qmp, r);
         else
                 q->ready = true;
 }

@@ -98,7 +98,7 @@ QMP *qmp_free(QMP *q) {
         return again ? NULL : qmp_unref(q);
 }
 
-static void qmp_disconnected(QMP *q, int error) {
+void qmp_give_up(QMP *q, int error) {
         _cleanup_(qmp_unrefp) _unused_ QMP *ref = qmp_ref(q);
 
         if (q->state == QMP_CLOSED)
@@ -281,7 +281,7 @@ static void on_capabilities(void *userdata, int error, json_object *result, cons
         QMP *q = userdata;
 
         if (error < 0 && q->state == QMP_READY)
-                qmp_disconnected(q, error == -EREMOTEIO ? -EBADMSG : error);
+                qmp_give_up(q, error == -EREMOTEIO ? -EBADMSG : error);
 }
 
 /* Commands are answered in their order, so what follows the first need not wait for its answer. */
@@ -398,7 +398,7 @@ static size_t qmp_read(QMP *q) {
 
         r = input_reserve(q);
         if (r < 0) {
-                qmp_disconnected(q, r);
+                qmp_give_up(q, r);
                 return 0;
         }
 
@@ -406,7 +406,7 @@ static size_t qmp_read(QMP *q) {
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
                 return 0;
         if (n <= 0) {
-                qmp_disconnected(q, n == 0 || errno == ECONNRESET ? -EPIPE : -errno);
+                qmp_give_up(q, n == 0 || errno == ECONNRESET ? -EPIPE : -errno);
                 return 0;
         }
 
@@ -415,7 +415,7 @@ static size_t qmp_read(QMP *q) {
         r = handle_input(q, before);
         q->reading = false;
         if (r < 0) {
-                qmp_disconnected(q, r);
+                qmp_give_up(q, r);
                 return 0;
         }
         return (size_t) n;

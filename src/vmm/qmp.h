@@ -37,5 +37,8 @@ DEFINE_TRIVIAL_CLEANUP_FUNC(QMP *, qmp_free);
 /* Takes arguments over (NULL: none), also on error. -ENOTCONN before the greeting and after the end. */
 int qmp_command(QMP *q, const char *command, json_object *arguments, uint64_t timeout_usec, qmp_reply_cb cb, void *userdata);
 
+/* As if the other side had closed it: all that is pending fails with -EPIPE, then disconnected() gets the error. */
+void qmp_give_up(QMP *q, int error);
+
 /* Handles what has arrived, without waiting. */
 void qmp_drain(QMP *q);

@@ -4,10 +4,9 @@
 """The matrix of faults: at each point that the binary names, whatever applies there: the daemon dies, the VMM dies, the step fails with
 EIO or ENOSPC, it hangs. Afterwards all is quiet, the invariants hold, and the VM can be used.
 
-With VMUNIT_ALL all cases run; else a fixed part, and one that changes from day to day and from VMM to VMM.
+With VMUNIT_ALL all cases run; else a fixed part, and one that changes with VMUNIT_SEED (1) and from VMM to VMM.
 """
 
-import datetime
 import fnmatch
 import os
 import random
@@ -717,7 +716,7 @@ all_points = points()
 cases = [(point, action, function) for point, actions in all_points if point not in UNREACHED
          for function in [operation(point)] + [f for pattern, f in MORE if fnmatch.fnmatch(point, pattern)] for action in actions]
 if not os.environ.get("VMUNIT_ALL") and not sys.argv[1:]:
-    seed = os.environ.get("VMUNIT_SEED") or datetime.date.today().isoformat()
+    seed = os.environ.get("VMUNIT_SEED") or "1"
     rest = [case for case in cases if f"{case[0]} {case[1]}" not in FIXED]
     random.Random(f"{seed} {BACKEND}").shuffle(rest)
     chosen = rest[:len(rest) // PARTS]

@@ -345,6 +345,15 @@ static void test_calls(void) {
         is_int(f.heard.n[VMM_EVENT_DISCONNECTED], 0, "… and nothing after it");
         fake_stop(&f);
 
+        fake_start(&f, "running");
+        f.fail = "query-status";
+        (void) wait_for(&f, strstr(f.log, "qmp_capabilities"));
+        is_int(qemu_ops.reboot(f.heard.vmm, on_reply, &f.heard), 0, "a reboot before the first answer");
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_DISCONNECTED]), "… which is a bad one");
+        is_int(f.heard.n_replies, 1, "… ends with it");
+        is_int(f.heard.last_reply, -EPIPE, "… as one that has lost its connection");
+        fake_stop(&f);
+
         for (unsigned i = 0; i < 2; i++) {
                 fake_start(&f, "prelaunch");
                 f.fail = "query-status";
