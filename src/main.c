@@ -79,8 +79,13 @@ static int open_bus(sd_event *event, sd_bus **ret) {
 
 static int setup_event(sd_event **ret) {
         _cleanup_(sd_event_unrefp) sd_event *event = NULL;
+        sigset_t hangup;
         int r;
 
+        sigemptyset(&hangup);
+        sigaddset(&hangup, SIGHUP);
+        if (sigprocmask(SIG_BLOCK, &hangup, NULL) < 0)
+                return log_error_errno(-errno, "Can't handle signals");
         r = sd_event_default(&event);
         if (r < 0)
                 return log_error_errno(r, "Can't make an event loop");
@@ -93,6 +98,19 @@ static int setup_event(sd_event **ret) {
         (void) signal(SIGPIPE, SIG_IGN);
         *ret = TAKE_PTR(event);
         return 0;
+}
+
+static int on_hangup(sd_event_source *source, const struct signalfd_siginfo *si, void *userdata) {
+        manager_reload(userdata);
+        return 0;
+}
+
+/* `systemctl reload`. The signal does not end the daemon before either, for it is blocked since setup_event(). */
+static int handle_hangup(sd_event *event, Manager *m) {
+        int r;
+
+        r = sd_event_add_signal(event, NULL, SIGHUP, on_hangup, m);
+        return r < 0 ? log_error_errno(r, "Can't handle SIGHUP") : 0;
 }
 
 static void on_all_stopped(void *userdata, bool none_runs) {
@@ -137,6 +155,9 @@ static int run(bool stop_all) {
                 r = api_new(event, bus, manager, &api);
                 if (r < 0)
                         return log_error_errno(r, "Can't put the objects on the bus");
+                r = handle_hangup(event, manager);
+                if (r < 0)
+                        return r;
         }
         manager->starts_nothing = stop_all;
         r = manager_start(manager, stop_all ? NULL : on_ready, &context);

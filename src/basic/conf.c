@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <limits.h>
 #include <syslog.h>
+#include <unistd.h>
 
 #include "basic/conf.h"
 #include "basic/fd-util.h"
@@ -20,6 +21,17 @@ static const char *const program_table[] = {
 };
 
 DEFINE_STRING_TABLE(program, Program)
+
+const char *user_limit_to_string(UserLimit l) {
+        static const char *const names[] = {
+                [USER_LIMIT_VMS] = "UserVMsMax",
+                [USER_LIMIT_CPUS] = "UserCPUsMax",
+                [USER_LIMIT_MEMORY] = "UserMemoryMax",
+                [USER_LIMIT_DISKS] = "UserDisksMax",
+        };
+
+        return l < _USER_LIMIT_MAX ? names[l] : NULL;
+}
 
 /* Sets a key from its value, NULL meaning the default: 0, -ENOMEM, or -EINVAL, then the configuration is as before and
  * *ret_want says what would do. */
@@ -132,6 +144,52 @@ static int set_events_max_age(Config *c, size_t offset, const char *value, const
         return set_u64(c, offset, value, parse_sec, 0, UINT64_MAX, 90 * 86400 * USEC_PER_SEC);
 }
 
+static int set_user_limit(Config *c, size_t offset, const char *value, const char **ret_want, uint64_t def) {
+        if (value && streq(value, "infinity")) {
+                *(uint64_t *) ((char *) c + offset) = UINT64_MAX;
+                return 0;
+        }
+        *ret_want = "a number up to 1000000000, or infinity";
+        return set_u64(c, offset, value, parse_u64, 0, 1000000000, def);
+}
+
+static int set_user_vms(Config *c, size_t offset, const char *value, const char **ret_want) {
+        return set_user_limit(c, offset, value, ret_want, 32);
+}
+
+static int set_user_cpus(Config *c, size_t offset, const char *value, const char **ret_want) {
+        return set_user_limit(c, offset, value, ret_want, 64);
+}
+
+static int set_user_disks(Config *c, size_t offset, const char *value, const char **ret_want) {
+        return set_user_limit(c, offset, value, ret_want, 128);
+}
+
+static uint64_t host_memory(uint64_t permyriad) {
+        long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+
+        return pages > 0 && size > 0 ? (uint64_t) pages / 10000 * (uint64_t) size * permyriad : UINT64_MAX;
+}
+
+static int parse_memory(const char *value, uint64_t *ret) {
+        uint64_t permyriad;
+
+        if (streq(value, "infinity"))
+                *ret = UINT64_MAX;
+        else if (parse_percent(value, &permyriad) < 0)
+                return parse_size(value, ret);
+        else if (permyriad > 1000 * 10000)
+                return -ERANGE;
+        else
+                *ret = host_memory(permyriad);
+        return 0;
+}
+
+static int set_user_memory(Config *c, size_t offset, const char *value, const char **ret_want) {
+        *ret_want = "a size, a percentage of the host's memory, or infinity";
+        return set_u64(c, offset, value ?: "50%", parse_memory, 0, UINT64_MAX, 0);
+}
+
 static int set_log_level(Config *c, size_t offset, const char *value, const char **ret_want) {
         int level = value ? parse_log_level(value) : LOG_INFO;
 
@@ -162,6 +220,10 @@ static const struct {
         { "ConsoleLogMaxBytes", set_console_log_max, offsetof(Config, console_log_max) },
         { "EventsMax", set_events_max, offsetof(Config, events_max) },
         { "EventsMaxAgeSec", set_events_max_age, offsetof(Config, events_max_age_usec) },
+        { "UserVMsMax", set_user_vms, offsetof(Config, user_limit[USER_LIMIT_VMS]) },
+        { "UserCPUsMax", set_user_cpus, offsetof(Config, user_limit[USER_LIMIT_CPUS]) },
+        { "UserMemoryMax", set_user_memory, offsetof(Config, user_limit[USER_LIMIT_MEMORY]) },
+        { "UserDisksMax", set_user_disks, offsetof(Config, user_limit[USER_LIMIT_DISKS]) },
         { "LogLevel", set_log_level, offsetof(Config, log_level) },
 };
 

@@ -18,6 +18,15 @@ typedef enum OnBoot {
         ON_BOOT_RESUME,         /* also those that ran */
 } OnBoot;
 
+/* What the VMs of one user other than root may be defined to have in all */
+typedef enum UserLimit {
+        USER_LIMIT_VMS,
+        USER_LIMIT_CPUS,
+        USER_LIMIT_MEMORY,      /* bytes */
+        USER_LIMIT_DISKS,
+        _USER_LIMIT_MAX,
+} UserLimit;
+
 /* vmunit.conf: systemd's INI style, one section [VMUnit]. Read from /etc/vmunit/vmunit.conf, then drop-ins
  * vmunit.conf.d/NAME.conf below /usr/lib/vmunit, /run/vmunit and /etc/vmunit, in the order of their names; one of the same name
  * in a later directory replaces the earlier. The daemon and the launcher read the same. */
@@ -34,6 +43,7 @@ typedef struct Config {
         uint64_t console_log_max;       /* ConsoleLogMaxBytes=: bound of a VM's console log (default 1 MiB) */
         uint64_t events_max;            /* EventsMax=: rows of history that are kept (default 10000) */
         uint64_t events_max_age_usec;   /* EventsMaxAgeSec=: older rows of history go (default 90 days) */
+        uint64_t user_limit[_USER_LIMIT_MAX]; /* UserVMsMax= …: UINT64_MAX: none (defaults 32, 64, half of the host's memory, 128) */
         int log_level;                  /* LogLevel=: syslog(3) level, by name or number (default info) */
 } Config;
 
@@ -43,6 +53,9 @@ DEFINE_TRIVIAL_CLEANUP_FUNC(Config *, config_free);
 /* Defaults, overridden by what the files say. An unknown key, section or a bad value is a warning with file and line and
  * changes nothing. Fails only for lack of memory. root is put before all paths (NULL: none), for tests. */
 int config_load(const char *root, Config **ret);
+
+/* "UserVMsMax" etc. */
+const char *user_limit_to_string(UserLimit l);
 
 const char *program_to_string(Program p);
 Program program_from_string(const char *s);

@@ -54,7 +54,7 @@ static const struct {
         { DBUS "UnknownMethod", ANY, VERSIONS },
         { DBUS "UnknownInterface", ANY, VERSIONS },
         { DBUS "UnknownProperty", ANY, VERSIONS },
-        { DBUS "LimitsExceeded", VERB_CREATE, "nothing was created; remove what is no longer needed" },
+        { DBUS "LimitsExceeded", VERB_CREATE, "nothing was created; remove what is no longer needed, or ask an administrator for more" },
 };
 
 static const struct {

@@ -10,6 +10,7 @@
 #include "core/manager-private.h"
 #include "core/message-ids.h"
 #include "core/share.h"
+#include "core/user-limits.h"
 
 /* CreateVM: checked whole, stored, published. Where a back end is particular about kernels, the file is looked at first, by the
  * launcher, as its owner: one that is not there, or that nobody can read in time, is the start's to complain about. */
@@ -109,6 +110,9 @@ static int make(Manager *m, const char *name, const Definition *d, uid_t owner, 
         VM *vm = NULL;
         int r;
 
+        r = claim_check_new(m, name, owner, d, error);
+        if (r < 0)
+                return r;
         r = manager_choose_backend(m, d, kernel, &ops, error);
         if (r < 0 && r != -ENODEV)
                 return r;
@@ -212,6 +216,8 @@ int manager_create_vm(Manager *m, const char *name, const char *definition, uid_
         r = manager_check_definition(m, d, error);
         if (r >= 0)
                 r = shares_check(m, name, d, error);
+        if (r >= 0)
+                r = claim_check_new(m, name, owner, d, error); /* before the owner's file is looked at */
         if (r < 0)
                 return r;
 

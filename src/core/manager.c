@@ -17,6 +17,7 @@
 #include "bus/error-names.h"
 #include "core/manager-private.h"
 #include "core/share.h"
+#include "core/user-limits.h"
 
 #define DATABASE "/var/lib/vmunit/vmunit.db"
 #define BACKUP_DIR "/var/lib/vmunit/backup"
@@ -45,6 +46,7 @@ int manager_link_vm(Manager *m, VM *vm) {
                 ;
         *end = vm;
         m->n_vms++;
+        claim_settle(vm);
         return 0;
 }
 
@@ -226,6 +228,23 @@ int manager_new(sd_event *event, sd_bus *bus, Config *config, Manager **ret, cha
 
         *ret = TAKE_PTR(m);
         return 0;
+}
+
+void manager_reload(Manager *m) {
+        _cleanup_(config_freep) Config *c = NULL;
+        int r;
+
+        r = config_load(NULL, &c);
+        if (r < 0) {
+                log_warning_errno(r, "Can't read the configuration again, it stays as it was");
+                return;
+        }
+        SWAP(*c, *m->config);
+        for (size_t i = 0; i < ELEMENTSOF(c->program); i++)
+                SWAP(c->program[i], m->config->program[i]);
+        store_set_history(m->store, m->config->events_max, m->config->events_max_age_usec);
+        log_set_max_level(m->config->log_level);
+        log_notice("The configuration was read again");
 }
 
 Manager *manager_free(Manager *m) {

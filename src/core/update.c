@@ -4,6 +4,7 @@
 #include "basic/string-util.h"
 #include "bus/error-names.h"
 #include "core/share.h"
+#include "core/user-limits.h"
 
 /* Update: a merge patch on the definition, all or nothing. */
 
@@ -100,6 +101,8 @@ static int merge_next(VM *vm, const char *patch, char **ret, sd_bus_error *error
         r = manager_check_definition(vm->manager, merged, error);
         if (r >= 0)
                 r = shares_check(vm->manager, vm->rec.name, merged, error);
+        if (r >= 0)
+                r = claim_take(vm, vm->definition, merged, error);
         if (r < 0)
                 return r;
         r = definition_format(merged, ret);
@@ -136,6 +139,8 @@ static int update_dead(VM *vm, const char *patch, sd_bus_error *error) {
         r = manager_check_definition(vm->manager, d, error);
         if (r >= 0)
                 r = shares_check(vm->manager, vm->rec.name, d, error);
+        if (r >= 0)
+                r = claim_take(vm, d, NULL, error);
         if (r < 0)
                 return r;
         if (vm_keeps_backend(vm, d) && !names_backend(patch))
@@ -154,6 +159,7 @@ static void update_finish(VM *vm, const sd_bus_error *error, bool canceled) {
         vm->update_call = systemd_call_free(vm->update_call);
         definition_free(TAKE_PTR(vm->update));
         free(TAKE_PTR(vm->update_next));
+        claim_settle(vm);
         if (vm->job && vm->job->call == CALL_UPDATE)
                 job_finish(vm->job, error, canceled);
 }
@@ -261,7 +267,7 @@ static bool changes_resources(char *const *paths) {
         return false;
 }
 
-int vm_update(VM *vm, uid_t caller, const char *patch, bool next_start, done_cb cb, void *userdata, sd_bus_error *error) {
+static int update(VM *vm, uid_t caller, const char *patch, bool next_start, done_cb cb, void *userdata, sd_bus_error *error) {
         _cleanup_(definition_freep) Definition *d = NULL;
         _cleanup_strv_free_ char **paths = NULL;
         _cleanup_free_ char *next = NULL;
@@ -300,4 +306,13 @@ int vm_update(VM *vm, uid_t caller, const char *patch, bool next_start, done_cb 
                 return write_error(r, error);
         d = NULL;
         return 0;
+}
+
+int vm_update(VM *vm, uid_t caller, const char *patch, bool next_start, done_cb cb, void *userdata, sd_bus_error *error) {
+        int r;
+
+        r = update(vm, caller, patch, next_start, cb, userdata, error);
+        if (r == 0 || (r < 0 && !vm->update)) /* not while another one is under way */
+                claim_settle(vm);
+        return r;
 }

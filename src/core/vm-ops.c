@@ -3,6 +3,7 @@
 #include "basic/log.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
+#include "core/user-limits.h"
 #include "core/vm-private.h"
 
 /* The calls on a VM: what the tables say is looked up here, before anything begins. */
@@ -213,6 +214,7 @@ static int begin_start(VM *vm, StartChange *c, uid_t caller, done_cb cb, void *u
                 start_change_swap(c, vm);
                 return r;
         }
+        claim_settle(vm);
         if (c->definition)
                 vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", "VSockCID", NULL);
         if (c->ops_chosen)

@@ -23,6 +23,7 @@ struct VM {
         bool unsaved;                   /* … or would be, if the last write had not failed */
         Definition *definition;
         char definition_hash[65];
+        uint64_t claim[_USER_LIMIT_MAX]; /* what it counts for its owner's limits */
         char *scope, *slice;            /* unit names */
         char *run_dir, *state_dir;      /* /run/vmunit/vms/<id>, /var/lib/vmunit/vms/<id> */
 

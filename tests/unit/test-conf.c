@@ -64,6 +64,11 @@ static void check_defaults(const Config *c) {
         is_int(c->console_log_max, 1 << 20, "default ConsoleLogMaxBytes=");
         is_int(c->events_max, 10000, "default EventsMax=");
         is_int(c->events_max_age_usec / USEC_PER_SEC, 90 * 86400, "default EventsMaxAgeSec=");
+        is_int(c->user_limit[USER_LIMIT_VMS], 32, "default UserVMsMax=");
+        is_int(c->user_limit[USER_LIMIT_CPUS], 64, "default UserCPUsMax=");
+        ok(c->user_limit[USER_LIMIT_MEMORY] > UINT64_C(32) << 20 && c->user_limit[USER_LIMIT_MEMORY] < UINT64_C(1) << 60,
+           "default UserMemoryMax=");
+        is_int(c->user_limit[USER_LIMIT_DISKS], 128, "default UserDisksMax=");
         is_int(c->log_level, LOG_INFO, "default LogLevel=");
 }
 
@@ -188,6 +193,36 @@ static void test_no_pause(void) {
                "a restart without a pause is refused");
 }
 
+static void test_user_limits(void) {
+        _cleanup_free_ char *log = NULL, *log2 = NULL;
+        _cleanup_(config_freep) Config *c = NULL, *d = NULL;
+
+        clear();
+        put("/etc/vmunit/vmunit.conf", "[VMUnit]\nUserVMsMax=3\nUserCPUsMax=infinity\nUserMemoryMax=1.5G\nUserDisksMax=0\n");
+        put("/etc/vmunit/vmunit.conf.d/10-a.conf", "[VMUnit]\nUserVMsMax=many\nUserCPUsMax=-1\nUserMemoryMax=half\nUserDisksMax=1K\n");
+        c = load(&log);
+        is_int(c->user_limit[USER_LIMIT_VMS], 3, "UserVMsMax=");
+        ok(c->user_limit[USER_LIMIT_CPUS] == UINT64_MAX, "UserCPUsMax=infinity");
+        is_int(c->user_limit[USER_LIMIT_MEMORY], UINT64_C(1536) << 20, "UserMemoryMax=");
+        is_int(c->user_limit[USER_LIMIT_DISKS], 0, "UserDisksMax=0: none");
+#define DROPIN(n) "/etc/vmunit/vmunit.conf.d/10-a.conf:" #n ": "
+        is_str(log,
+               DROPIN(2) "UserVMsMax=many is not valid, expected a number up to 1000000000, or infinity; ignored\n"
+               DROPIN(3) "UserCPUsMax=-1 is not valid, expected a number up to 1000000000, or infinity; ignored\n"
+               DROPIN(4) "UserMemoryMax=half is not valid, expected a size, a percentage of the host's memory, or infinity; ignored\n"
+               DROPIN(5) "UserDisksMax=1K is not valid, expected a number up to 1000000000, or infinity; ignored\n",
+               "what is wrong changes nothing");
+
+        clear();
+        put("/etc/vmunit/vmunit.conf", "[VMUnit]\nUserMemoryMax=25%\n");
+        d = load(&log2);
+        clear();
+        config_free(c);
+        free(log);
+        c = load(&log);
+        ok(d->user_limit[USER_LIMIT_MEMORY] * 2 == c->user_limit[USER_LIMIT_MEMORY], "a quarter is half of the default");
+}
+
 static void test_dropins(void) {
         _cleanup_free_ char *log = NULL;
         _cleanup_(config_freep) Config *c = NULL;
@@ -244,6 +279,7 @@ int main(void) {
         test_later_wins();
         test_warnings();
         test_no_pause();
+        test_user_limits();
         test_dropins();
         test_unreadable();
         test_masked();
