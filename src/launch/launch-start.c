@@ -25,7 +25,7 @@
 #define WALLS_RIGHTS (CAP_BIT(CAP_SYS_ADMIN) | CAP_BIT(CAP_SETUID) | CAP_BIT(CAP_SETGID) | CAP_BIT(CAP_MKNOD))
 
 /* What a VMM may be given: files, disks, the listening socket of its API, the FIFO where it tells of itself, and connections to its
- * virtiofsds, who get a listening one. */
+ * virtiofsds. */
 static bool is_vmm_fd(int fd) {
         struct stat st;
         int flags = fcntl(fd, F_GETFL);
@@ -36,10 +36,17 @@ static bool is_vmm_fd(int fd) {
                 fd_is_unix_socket(fd, SOCK_STREAM, false);
 }
 
+/* Opened as its owner: O_PATH proves no right to what is in it. */
 static bool is_directory(int fd) {
         struct stat st;
+        int flags = fcntl(fd, F_GETFL);
 
-        return fstat(fd, &st) >= 0 && S_ISDIR(st.st_mode);
+        return flags >= 0 && !(flags & O_PATH) && fstat(fd, &st) >= 0 && S_ISDIR(st.st_mode);
+}
+
+/* A virtiofsd's: its share, then the socket on which it waits for a VMM */
+static bool is_share_fd(int fd, size_t i) {
+        return i == 0 ? is_directory(fd) : fd_is_unix_socket(fd, SOCK_STREAM, true);
 }
 
 static bool fds_valid(const Request *r, size_t n_vmm, bool share) {
@@ -52,7 +59,7 @@ static bool fds_valid(const Request *r, size_t n_vmm, bool share) {
             !fd_is_writable_file(r->fds[HELPER_FD_LAST_OUTPUT]))
                 return false;
         for (size_t i = 0; i < n_vmm; i++)
-                if (share && i == 0 ? !is_directory(r->fds[_HELPER_FD_MAX]) : !is_vmm_fd(r->fds[_HELPER_FD_MAX + i]))
+                if (share ? !is_share_fd(r->fds[_HELPER_FD_MAX + i], i) : !is_vmm_fd(r->fds[_HELPER_FD_MAX + i]))
                         return false;
         return !share || n_vmm > 0;
 }
@@ -78,15 +85,16 @@ static bool argv_valid(const char *argv, size_t size) {
 }
 
 static int validate(const Request *r) {
+        static const ShareRequest none;
         const StartRequest *q = (const StartRequest *) r->header;
-
         bool share;
 
         if (r->size < sizeof(*q) || q->argv_size != r->size - sizeof(*q) || q->kind >= _START_KIND_MAX ||
             q->console_log_max < CONSOLE_LOG_SIZE_MIN || q->console_log_max > CONSOLE_LOG_SIZE_MAX)
                 return -EINVAL;
         share = q->kind == START_SHARE;
-        if (share != (q->program == PROGRAM_VIRTIOFSD) || (share && !share_valid(&q->share)))
+        if (share != (q->program == PROGRAM_VIRTIOFSD) ||
+            (share ? !share_valid(&q->share) : memcmp(&q->share, &none, sizeof(none)) != 0))
                 return -EINVAL;
         return argv_valid(q->argv, q->argv_size) && fds_valid(r, q->n_fds, share) ? 0 : -EINVAL;
 }
