@@ -44,8 +44,7 @@ typedef struct CloudHypervisor {
         bool panicked;
         bool down;              /* "shutdown" was told of the VM, */
         bool ended;             /* and of the VMM */
-        unsigned n_resets;      /* ours, not yet answered */
-        bool reset_heard;       /* "rebooted" of the first of them */
+        unsigned n_resets;      /* ours, of which "rebooted" was not told: it may come after the answer */
 } CloudHypervisor;
 
 static void refresh(CloudHypervisor *ch);
@@ -221,12 +220,20 @@ static void on_resumed(CloudHypervisor *ch, json_object *properties) {
 }
 
 static void on_rebooted(CloudHypervisor *ch, json_object *properties) {
-        bool ours = ch->n_resets > 0 && !ch->reset_heard;
+        bool ours = ch->n_resets > 0;
 
-        ch->reset_heard |= ours;
+        ch->n_resets -= ours;
         heard_state(ch, VMM_STATE_RUNNING);
         if (!ours)
                 vmm_emit(&ch->vmm, VMM_EVENT_GUEST_RESET, 0);
+}
+
+/* One of these may have been lost. */
+static void on_lost(CloudHypervisor *ch) {
+        ch->n_resets = 0;
+        for (VMMCall *c = ch->vmm.calls; c; c = c->next)
+                ch->n_resets += c->what == OP_RESET;
+        refresh(ch);
 }
 
 /* Of one that has a crash kernel Cloud Hypervisor says something else. */
@@ -263,8 +270,8 @@ static void on_event(void *userdata, json_object *o) {
         _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&ch->vmm);
         const char *source = json_get_string(o, "source", ""), *name = json_get_string(o, "event", "");
 
-        if (!o) { /* it may have been one of these */
-                refresh(ch);
+        if (!o) {
+                on_lost(ch);
                 return;
         }
         for (size_t i = 0; i < ELEMENTSOF(table); i++)
@@ -280,10 +287,8 @@ static void answered(VMMCall *call, int error, const char *message) {
         CloudHypervisor *ch = (CloudHypervisor *) call->vmm;
         Op op = (Op) call->what;
 
-        if (op == OP_RESET) {
+        if (op == OP_RESET && error < 0 && ch->n_resets > 0)
                 ch->n_resets--;
-                ch->reset_heard = false;
-        }
         vmm_call_complete(call, error, message);
 
         if (op == OP_POWER_BUTTON && error == 0) /* no event tells of it */

@@ -353,13 +353,19 @@ static void firecracker_drain(VMM *v) {
         vmm_stream_drain(f->stream);
 }
 
-/* 0 is a reset, whoever wanted it: reboot, panic=1, a triple fault. */
+/* 0 is a reset, whoever wanted it: reboot, panic=1, a triple fault. When KVM gives up it is 1 or 0, as it happens, and the log alone tells. */
 static VMMEvent firecracker_exit_cause(int status, const char *output) {
-        if (!WIFEXITED(status))
+        static const char *const failures[] = {
+                "KVM_EXIT_INTERNAL_ERROR", "KVM_EXIT_FAIL_ENTRY", "Unexpected exit reason on vcpu run", "Failure during vcpu run",
+                "MicroVM stopped with an error",
+        };
+
+        if (!WIFEXITED(status) || WEXITSTATUS(status) > 1)
                 return _VMM_EVENT_MAX;
-        if (WEXITSTATUS(status) == 0)
-                return VMM_EVENT_GUEST_RESET;
-        return WEXITSTATUS(status) == 1 && strstr(strempty(output), "MicroVM stopped with an error") ? VMM_EVENT_FAILED : _VMM_EVENT_MAX;
+        for (size_t i = 0; i < ELEMENTSOF(failures); i++)
+                if (strstr(strempty(output), failures[i]))
+                        return VMM_EVENT_FAILED;
+        return WEXITSTATUS(status) == 0 ? VMM_EVENT_GUEST_RESET : _VMM_EVENT_MAX;
 }
 
 const VMMOps firecracker_ops = {

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # The tiny guest as a 64 KiB firmware for QEMU's q35 and pc (-bios): real mode, up after some 30 ms.
-# It prints and obeys the same as the PVH one (tiny-pvh.s) and powers off by the chipset's ACPI registers.
+# It prints and obeys the same as the PVH one (tiny-pvh.s), but for E, and powers off by the chipset's ACPI registers.
 
         .equ    COM1, 0x3f8                     # data; +5: line status, bit 0: received
         .equ    PM, 0x600                       # +0 status, +2 enable (bit 8: button), +4 control

@@ -5,6 +5,7 @@
 # It prints TINY-UP on the first serial port, then echoes what it reads there and obeys:
 #   q  power off            r  reset            p  panic (pvpanic: a port, or a PCI device)
 #   t  triple fault         s  spin with interrupts off: deaf to the power button
+#   E  go on where no memory is, which is an error that KVM gives up upon
 # The ACPI power button prints POWERBTN and powers off. Where there is a keyboard controller (Firecracker), the button is
 # Ctrl-Alt-Del on it, and what follows POWERBTN is a reset: such a machine has no button, and can't be powered off.
 #
@@ -29,6 +30,7 @@
         .equ    APIC_LINT0, 0xfee00350
         .equ    PVPANIC, 0x505
         .equ    PVPANIC_PCI, 0x00111b36
+        .equ    NOWHERE, 0xe0000000             # neither memory nor a device
         .equ    HOST_BRIDGE, 0x0d578086         # Cloud Hypervisor's
         .equ    TICK, 0x20                      # vector of IRQ 0
         .equ    PRESS, 0x21
@@ -145,6 +147,8 @@ poll:   mov     $COM1 + 5, %dx
         je      triple
         cmp     $'s', %al
         je      spin
+        cmp     $'E', %al
+        je      nowhere
         jmp     poll
 
 keys:   in      $KBD + 4, %al
@@ -191,6 +195,9 @@ panic:  mov     $PVPANIC, %dx
 triple: lidt    no_idt
         ud2
 spin:   jmp     spin
+nowhere:
+        mov     $NOWHERE, %eax
+        jmp     *%eax
 
 pci:    mov     %ebx, %eax                      # register ebx of bus 0
         or      $0x80000000, %eax

@@ -3,6 +3,7 @@
 # suite: timeout=200 sanitized backends=qemu,firecracker,cloud-hypervisor
 """VMMs and their parents that die or hang, in each state of their VM."""
 
+import fcntl
 import os
 import sys
 import time
@@ -93,6 +94,40 @@ def _():
                 gather([call])
             assert call.error and call.error.short == "NotRunning", (what, call.error)
             assert_crashed(vm, 0, 9)
+
+
+def kvm_works():
+    try:
+        with open("/dev/kvm", "r+b", buffering=0) as kvm:
+            os.close(fcntl.ioctl(kvm, 0xae01, 0))       # KVM_CREATE_VM
+        return True
+    except OSError:
+        return False
+
+
+@test("KVM gives up on the guest: Error, vmm-failed, for each daemon", timeout=60)
+def _():
+    # Firecracker ends with status 0 then at times, as after a guest's reboot
+    if not kvm_works():
+        raise Skip("/dev/kvm can't be used")
+    for round_ in range(6):
+        with running(restart={"policy": "no"}, **({"accel": "kvm"} if BACKEND == "qemu" else {})) as vm:
+            pid = vm.LeaderPID
+            if round_ == 5:
+                with vm.open_console() as console:
+                    stop_daemon()
+                    console.sendall(b"E")
+                    if BACKEND != "qemu":               # which stays, with a guest that does not run
+                        wait_for(lambda: not alive(pid), what="the VMM's end")
+                start_daemon()
+            else:
+                type_in(vm, b"E")
+            vm.wait_state("Error", "Stopped")
+            assert words(vm) == ("Error", "vmm-failed") and "could not go on" in vm.StateMessage, vm.properties()
+            wait_for(lambda: not alive(pid) and vm.LeaderPID == 0, what="the VMM's end")
+            assert all(end for _, end in usage_of(vm))
+            vm.start()
+            assert words(vm) == ("Running", "")
 
 
 @test("a VMM ended by a signal from outside has crashed, whatever its exit status says")

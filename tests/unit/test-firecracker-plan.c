@@ -135,6 +135,8 @@ static void test_exit_cause(void) {
         is_int(cause(0, NULL), VMM_EVENT_GUEST_RESET, "status 0: the guest has reset");
         is_int(cause(1 << 8, "… [id:main] RunWithApiError error: MicroVM stopped with an error: GenericError"), VMM_EVENT_FAILED,
                "status 1: KVM gave up, if it says so");
+        is_int(cause(0, "… [id:fc_vcpu 0] Received KVM_EXIT_INTERNAL_ERROR signal"), VMM_EVENT_FAILED, "… which then may be 0 as well");
+        is_int(cause(1 << 8, "… [id:fc_vcpu 0] Received KVM_EXIT_FAIL_ENTRY signal"), VMM_EVENT_FAILED, "… or be all that it says");
         is_int(cause(1 << 8, "RunWithApiError error: Failed to open the API socket"), _VMM_EVENT_MAX, "… else a crash");
         is_int(cause(1 << 8, NULL), _VMM_EVENT_MAX, "… also without a word");
         is_int(cause(148 << 8, "Shutting down VM after intercepting a bad syscall"), _VMM_EVENT_MAX, "a bad syscall: a crash");
