@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=400 sanitized
+# suite: timeout=400 sanitized backends=qemu,firecracker,cloud-hypervisor
 """Boot and shutdown of the host: what OnBoot= starts, stop-all with a daemon, without one and with one that dies."""
 
 import os
@@ -10,6 +10,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
+from vmunit_beds import ENDS
 
 DATABASE, LAST_BOOT = "/var/lib/vmunit/vmunit.db", "/var/lib/vmunit/last-boot"
 OTHER_BOOT = "01234567-89ab-cdef-0123-456789abcdef"
@@ -257,7 +258,7 @@ def _():
     manager.vm("paused").pause()
     manager.vm("stopped").stop()
     manager.vm("killed").kill()
-    manager.vm("off").open_console().sendall(b"q")
+    manager.vm("off").open_console().sendall(ENDS[0])
     manager.vm("off").wait_state("Stopped")
     manager.vm("kept").stop(keep_intent=True)
     create("auto", start=False, autostart=True)
