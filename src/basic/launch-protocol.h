@@ -7,9 +7,9 @@
  * fixed structs of the same machine, checked on both sides. */
 
 #define LAUNCH_SOCKET "/run/vmunit-launch.sock"
-#define LAUNCH_MAGIC UINT32_C(0x766d7533) /* "vmu3"; changes with the format */
+#define LAUNCH_MAGIC UINT32_C(0x766d7534) /* "vmu4"; changes with the format */
 #define LAUNCH_MESSAGE_MAX (160U * 1024U)
-#define LAUNCH_HEAD_MAX 520U /* what tells a disk image, or a kernel */
+#define LAUNCH_HEAD_MAX 4096U /* what tells a kernel, or a disk image and what it rests on */
 
 typedef enum LaunchType { LAUNCH_OPEN = 1, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK } LaunchType;
 
@@ -35,12 +35,13 @@ typedef struct OpenRequest {
 
 typedef struct OpenReply {
         LaunchHeader header;
-        int32_t error;          /* negative errno or 0; -EISDIR, -ENOTDIR, -ESPIPE: a FIFO, -ENXIO: a socket, -ENOTBLK: a
-                                 * character device, -EBUSY: too many opens of this owner hang, -EAGAIN: locked by somebody else */
+        int32_t error;          /* negative errno or 0, as of open_checked(); -EBUSY: too many opens of this owner hang,
+                                 * -EAGAIN: locked by somebody else */
         uint32_t mode;          /* st_mode, as the opener saw it */
         uint32_t gid;           /* the owner's own group */
         uint32_t reserved;
         uint64_t size;
+        uint64_t dev, ino;      /* which file it is */
         uint32_t head_size;     /* bytes in head: what the file begins with, read by who opened it */
         uint8_t head[LAUNCH_HEAD_MAX];
 } OpenReply;

@@ -8,7 +8,7 @@
 /* One request and one answer, a datagram each, over a SEQPACKET socket at a path. The callback runs once, from the loop; fds
  * are its own (none on error, when data is NULL). The connection stays open until the call is freed, which may happen at any
  * time, in the callback as well. Fails at once, without a call, where nobody listens. */
-#define PACKET_ANSWER_MAX 2048U
+#define PACKET_ANSWER_MAX 8192U
 
 typedef struct PacketCall PacketCall;
 typedef void (*packet_cb)(void *userdata, int error, const void *data, size_t size, int *fds, size_t n_fds);

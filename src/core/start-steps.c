@@ -287,12 +287,38 @@ static void keep_kernel(Start *s, size_t i, const OpenReply *reply) {
         memcpy(s->kernel_head, reply->head, s->kernel.size);
 }
 
+static const char *open_error_sentence(int error) {
+        switch (error) {
+        case -EPIPE:
+                return "the launcher has died";
+        case -EAGAIN:
+                return "somebody else has a lock on it";
+        case -ETIMEDOUT:
+                return "its file system does not answer";
+        case -EBUSY:
+                return "other files of the VM's owner are on a file system that does not answer";
+        case -EREMOTE:
+                return "it is on a FUSE file system that is not root's, for which vmunit could have to wait for ever";
+        case -EMEDIUMTYPE:
+                return "it is in /proc, where the launcher sees other things than the VM's owner";
+        case -ELOOP:
+                return "its symbolic links go round in circles, or it leads through a link of /proc";
+        case -ESPIPE:
+                return "it is a FIFO";
+        case -ENXIO:
+                return "it is a socket, or a device that is not there";
+        case -ENOTBLK:
+                return "it is a character device";
+        default:
+                return strerror(-error);
+        }
+}
+
 void vm_describe_open(const VM *vm, int error, char *buf, size_t size) {
         if (error == -ESRCH)
                 (void) snprintf(buf, size, "its owner, uid %" PRIu32 ", is no user of this host", (uint32_t) vm->rec.owner);
         else
-                (void) snprintf(buf, size, "%s", error == -EPIPE ? "the launcher has died" : error == -EAGAIN ?
-                                "somebody else has a lock on it" : strerror(-error));
+                (void) snprintf(buf, size, "%s", open_error_sentence(error));
 }
 
 static void on_opened(void *userdata, int error, int fd, const OpenReply *reply) {

@@ -51,6 +51,8 @@ void open_run(int sock, const Request *r) {
                 reply.mode = st.st_mode;
                 reply.gid = getgid();
                 reply.size = (uint64_t) st.st_size;
+                reply.dev = st.st_dev;
+                reply.ino = st.st_ino;
                 reply.head_size = (uint32_t) MAX(pread(fd, reply.head, sizeof(reply.head), 0), 0);
         }
         (void) send_with_fds(sock, &reply, sizeof(reply), &fd, fd >= 0);

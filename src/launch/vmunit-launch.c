@@ -18,22 +18,27 @@
 #include "launch/launch.h"
 
 #define CONNECTIONS_MAX 1024U
-#define HUNG_MAX 4U /* opens of an owner that hang and cannot be killed */
-#define HUNG_SEC 1  /* … which shows so long after their client has left */
+#define OPENS_MAX 4U    /* files of an owner that are opened at a time, or hang for good: what hangs in a file system can't be killed */
+#define SLOW_SEC 1      /* … which shows so long after their client has left */
+#define WAITING_MAX 128U /* of an owner, behind some that may hang */
+#define TICK_MSEC 200   /* while some wait */
+#define OPEN_SEC 20     /* what an open may take at most; who asks waits for less */
 
 typedef struct Connection {
         struct Connection *next;
         int fd;                 /* -EBADF: closed, the child is still to be reaped */
         size_t slot;            /* where it is polled; 0: nowhere */
         uint32_t type;          /* 0: no request yet */
-        uid_t uid;
+        bool waits;             /* its request stays in the socket until its owner's turn has come */
+        uid_t uid;              /* of OPEN */
         pid_t child;
-        time_t left;            /* CLOCK_MONOTONIC: when the client did */
+        time_t since;           /* CLOCK_MONOTONIC: the request, or when the client has left */
 } Connection;
 
 typedef struct Launcher {
         int signals;
         bool resting;           /* accept() failed for lack of something: pause */
+        time_t looked;          /* when those who wait were last looked at */
         size_t n_open;
         Connection *connections;
         Config *config;
@@ -49,9 +54,20 @@ static time_t now_sec(void) {
 static void connection_close(Launcher *l, Connection *c) {
         if (c->fd >= 0) {
                 l->n_open--;
-                c->left = now_sec();
+                c->since = now_sec();
         }
         c->fd = safe_close(c->fd);
+}
+
+/* An open of this owner has ended: the one who waits longest is next. */
+static void wake_next(Launcher *l, uid_t uid) {
+        Connection *last = NULL;
+
+        for (Connection *c = l->connections; c; c = c->next)
+                if (c->waits && c->uid == uid)
+                        last = c;
+        if (last)
+                last->waits = false;
 }
 
 static void connection_free(Launcher *l, Connection *c) {
@@ -60,6 +76,8 @@ static void connection_free(Launcher *l, Connection *c) {
         while (*p != c)
                 p = &(*p)->next;
         *p = c->next;
+        if (c->type == LAUNCH_OPEN)
+                wake_next(l, c->uid);
         connection_close(l, c);
         free(c);
 }
@@ -89,9 +107,10 @@ static void run_worker(Launcher *l, Connection *c, const Request *r, pid_t paren
         /* Whoever waits for the end of another connection must not wait for this. */
         if (place_fds(&c->fd, 1) < 0)
                 return;
-        if (c->type == LAUNCH_OPEN)
+        if (c->type == LAUNCH_OPEN) {
+                (void) alarm(OPEN_SEC);
                 open_run(3, r);
-        else if (c->type == LAUNCH_PROBE)
+        } else if (c->type == LAUNCH_PROBE)
                 probe_run(3, r, l->config);
         else
                 vsock_run(3, r);
@@ -111,12 +130,33 @@ static int fork_worker(Launcher *l, Connection *c, const Request *r) {
         return 0;
 }
 
-static size_t count_hung(Launcher *l, uid_t uid) {
-        size_t n = 0;
+/* Whether another file of this owner may be opened: -EAGAIN later, -EBUSY not at all. Not more than OPENS_MAX of its opens are ever
+ * under way, so not more can be left behind. */
+static int may_open(Launcher *l, uid_t uid) {
+        size_t running = 0, slow = 0, hung = 0, waiting = 0;
+        time_t now = now_sec();
 
-        for (Connection *c = l->connections; c; c = c->next)
-                n += c->type == LAUNCH_OPEN && c->fd < 0 && c->uid == uid && now_sec() - c->left > HUNG_SEC;
-        return n;
+        for (Connection *c = l->connections; c; c = c->next) {
+                bool runs = c->type == LAUNCH_OPEN && c->child > 0 && c->uid == uid, is_slow = runs && now - c->since > SLOW_SEC;
+
+                running += runs;
+                slow += is_slow;
+                hung += is_slow && c->fd < 0;
+                waiting += c->waits && c->uid == uid;
+        }
+        if (hung >= OPENS_MAX || (slow >= OPENS_MAX && waiting >= WAITING_MAX))
+                return -EBUSY;
+        return running >= OPENS_MAX ? -EAGAIN : 0;
+}
+
+/* What the request that comes next needs to begin: 0, or as above. */
+static int ask_turn(Launcher *l, Connection *c) {
+        OpenRequest q;
+
+        if (recv(c->fd, &q, sizeof(q), MSG_PEEK | MSG_DONTWAIT) != sizeof(q) || q.header.type != LAUNCH_OPEN)
+                return 0;
+        c->uid = q.uid;
+        return may_open(l, c->uid);
 }
 
 static int dispatch(Launcher *l, Connection *c, Request *r) {
@@ -127,12 +167,9 @@ static int dispatch(Launcher *l, Connection *c, Request *r) {
                 return -EBADMSG;
 
         c->type = h->type;
+        c->since = now_sec();
         switch (h->type) {
         case LAUNCH_OPEN:
-                if (r->size >= sizeof(OpenRequest))
-                        c->uid = ((const OpenRequest *) h)->uid;
-                r->refused = count_hung(l, c->uid) < HUNG_MAX ? 0 : -EBUSY;
-                return fork_worker(l, c, r);
         case LAUNCH_PROBE:
         case LAUNCH_VSOCK:
                 return fork_worker(l, c, r);
@@ -147,17 +184,20 @@ static int dispatch(Launcher *l, Connection *c, Request *r) {
 
 static void connection_request(Launcher *l, Connection *c) {
         static _Alignas(8) char buffer[LAUNCH_MESSAGE_MAX];
-        int fds[SCM_FDS_MAX], r;
+        int fds[SCM_FDS_MAX], r, turn = ask_turn(l, c);
         size_t n_fds = SCM_FDS_MAX;
         ssize_t n;
 
+        c->waits = turn == -EAGAIN;
+        if (c->waits)
+                return;
         n = recv_with_fds(c->fd, buffer, sizeof(buffer), fds, &n_fds);
         if (n == -EAGAIN)
                 return;
         if (n <= 0)
                 r = (int) n;
         else {
-                Request q = { .header = (LaunchHeader *) buffer, .size = (size_t) n, .fds = fds, .n_fds = n_fds };
+                Request q = { .header = (LaunchHeader *) buffer, .size = (size_t) n, .fds = fds, .n_fds = n_fds, .refused = turn };
                 r = dispatch(l, c, &q);
                 close_many(fds, n_fds);
         }
@@ -210,11 +250,20 @@ static void reap_children(Launcher *l) {
         }
 }
 
+/* By now it may be that the turn of those who wait will not come. */
+static void look_again(Launcher *l) {
+        time_t now = now_sec();
+
+        for (Connection *c = now == l->looked ? NULL : l->connections; c; c = c->next)
+                c->waits = false;
+        l->looked = now;
+}
+
 enum { POLL_SIGNALS, POLL_LISTENER, POLL_CONNECTIONS };
 
 static void run_once(Launcher *l) {
         static struct pollfd p[POLL_CONNECTIONS + CONNECTIONS_MAX];
-        bool deaf = l->resting || l->n_open >= CONNECTIONS_MAX;
+        bool deaf = l->resting || l->n_open >= CONNECTIONS_MAX, waiting = false;
         size_t n = POLL_CONNECTIONS;
 
         p[POLL_SIGNALS] = (struct pollfd) { .fd = l->signals, .events = POLLIN };
@@ -222,10 +271,11 @@ static void run_once(Launcher *l) {
         for (Connection *c = l->connections; c; c = c->next) {
                 c->slot = c->fd < 0 ? 0 : n++;
                 if (c->slot > 0)
-                        p[c->slot] = (struct pollfd) { .fd = c->fd, .events = POLLIN };
+                        p[c->slot] = (struct pollfd) { .fd = c->fd, .events = c->waits ? 0 : POLLIN };
+                waiting |= c->waits;
         }
 
-        if (poll(p, n, l->resting ? 100 : -1) < 0)
+        if (poll(p, n, l->resting || waiting ? TICK_MSEC : -1) < 0)
                 return;
         l->resting = false;
 
@@ -233,7 +283,7 @@ static void run_once(Launcher *l) {
                 next = c->next;
                 if (c->slot == 0 || !p[c->slot].revents)
                         continue;
-                if (c->type == 0)
+                if (c->type == 0 && !c->waits)
                         connection_request(l, c);
                 else
                         connection_hangup(l, c);
@@ -242,6 +292,8 @@ static void run_once(Launcher *l) {
                 reap_children(l);
         if (p[POLL_LISTENER].revents)
                 accept_connection(l);
+        if (waiting)
+                look_again(l);
 }
 
 static int prepare(Launcher *l) {

@@ -57,6 +57,7 @@ static void is_error(const char *path, unsigned flags, int want, const char *wha
 }
 
 static void test_open(void) {
+        struct stat st;
         Got g;
         char byte;
 
@@ -64,6 +65,8 @@ static void test_open(void) {
         is_int(try_open_as(bed_path("file"), 0, 0, &g), 0, "open: a file");
         is_int(g.open.size, 7, "its size");
         check(S_ISREG(g.open.mode) && g.open.head_size == 7 && memcmp(g.open.head, "content", 7) == 0);
+        must(fstat(g.fd, &st) == 0);
+        check(g.open.dev == st.st_dev && g.open.ino == st.st_ino);
         is_int(read(g.fd, &byte, 1), 1, "it reads");
         check(write(g.fd, "x", 1) < 0);
         check((fcntl(g.fd, F_GETFL) & (O_NONBLOCK | O_ACCMODE)) == O_RDONLY);
@@ -99,6 +102,11 @@ static void test_open_errors(void) {
 
         must(symlink("loop", bed_path("loop")) == 0);
         is_error(bed_path("loop"), 0, -ELOOP, "a loop of links");
+        is_error("/proc/self/exe", 0, -ELOOP, "the opener's own program");
+        is_error("/dev/fd/0", 0, -ELOOP, "what the opener has open");
+        (void) snprintf(s, sizeof(s), "/proc/%d/root%s", (int) getpid(), bed_path("file"));
+        is_error(s, 0, -ELOOP, "a way past directories");
+        is_error("/proc/self/maps", 0, -EMEDIUMTYPE, "what the kernel tells of the opener");
         must(mkfifo(bed_path("fifo"), 0600) == 0);
         is_error(bed_path("fifo"), 0, -ESPIPE, "a FIFO");
         is_error(bed_path("fifo"), LAUNCH_OPEN_WRITE, -ESPIPE, "a FIFO to write");
