@@ -18,7 +18,6 @@
 /* The start of a virtiofsd, from one answer to the next: the directory opened as its owner, the parent launched, the scope, the process,
  * and its first answer. Those of a VM run at the same time, and beside the VMM's own. */
 
-#define LAUNCHER_TIMEOUT_USEC (5 * USEC_PER_SEC)
 #define CONSOLE_LOG_MAX (64U * 1024U)
 #define LAST_WORDS_MAX 1024U
 

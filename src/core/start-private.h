@@ -7,6 +7,8 @@
  * made nothing. A step gives STEP_DONE, STEP_WAITS (start_continue() goes on) or a negative errno with s->error set. After a
  * failure the undos run in reverse, then the run is ended: processes, scope, slice and files in /run. */
 
+#define LAUNCHER_TIMEOUT_USEC (5 * USEC_PER_SEC)
+
 enum { STEP_DONE = 0, STEP_WAITS = 1 };
 
 typedef struct OpenContext {
@@ -15,6 +17,8 @@ typedef struct OpenContext {
         LaunchCall *call;
         int fd;
 } OpenContext;
+
+typedef struct DiskOpen DiskOpen;
 
 struct Start {
         VM *vm;
@@ -36,6 +40,9 @@ struct Start {
         uint8_t kernel_head[LAUNCH_HEAD_MAX];
         OpenContext *opens;             /* one an fd of the plan */
         size_t n_fds, n_share_fds, n_pending;
+        DiskOpen *disks;                /* what opens the images that the disks rest on, */
+        DiskFiles **disk_files;         /* and what is known of them */
+        size_t n_disks;
         int exec_fd, control_fd, exit_fd, console_fd, output_fd;
         Helper *helper;
         SystemdCall *call;
@@ -67,6 +74,15 @@ int start_error(Start *s, int r, const char *name, const char *format, ...) _pri
 int start_errno(Start *s, int r, const char *what);
 /* Both: an asynchronous part has failed. */
 void start_failed(Start *s, int r, const char *what);
+
+/* start-disks.c: before anything is opened; the disk's own file is open: 0, more is to be opened, 1, that was all; all are open, and the
+ * plan was made with them: they become files of the plan */
+int start_new_disks(Start *s);
+int start_disk_opened(Start *s, size_t i, const OpenReply *reply);
+int start_take_images(Start *s);
+void start_undo_disks(Start *s);
+/* start-steps.c: a file of the plan, with all that it names, is open. */
+void start_file_opened(Start *s);
 
 /* Undos that a start which goes well needs as well */
 void start_undo_files(Start *s);

@@ -13,11 +13,9 @@
 #include "bus/error-names.h"
 #include "core/share.h"
 #include "core/start-private.h"
-#include "vmm/disk-check.h"
 
 /* The steps of a start and their undos, in their order. */
 
-#define LAUNCHER_TIMEOUT_USEC (5 * USEC_PER_SEC)
 #define VERSION_TIMEOUT_USEC (10 * USEC_PER_SEC) /* the launcher's own is 5 */
 
 /* clear: what is left of the last run */
@@ -191,7 +189,7 @@ static void undo_asked_and_files(Start *s) {
 
 /* open: the files of the definition and the state of the devices, all at once */
 
-static int make_plan(Start *s) {
+static int make_plan(Start *s, bool looked) {
         VM *vm = s->vm;
         LaunchParams p = {
                 .definition = vm->definition,
@@ -200,6 +198,7 @@ static int make_plan(Start *s) {
                 .run_dir = vm->run_dir,
                 .cid = vm_vsock_cid(vm),
                 .kvm = s->kvm,
+                .files = looked ? s->disk_files : NULL,
         };
         int r;
 
@@ -225,10 +224,11 @@ static int open_finished(Start *s) {
         if (r < 0)
                 return r;
         s->kvm = wants_kvm(s);
-        return make_plan(s); /* once more, for it is known better now whether there is KVM */
+        r = make_plan(s, true); /* once more, for it is known better now whether there is KVM, and what the disks are */
+        return r < 0 ? r : start_take_images(s);
 }
 
-static void open_one_less(Start *s) {
+void start_file_opened(Start *s) {
         int r;
 
         if (--s->n_pending > 0 || s->failing)
@@ -261,7 +261,7 @@ static void on_probed(void *userdata, int error, const ProbeReply *reply) {
                 start_fail(s);
                 return;
         }
-        open_one_less(s);
+        start_file_opened(s);
 }
 
 static int ask_version(Start *s) {
@@ -269,14 +269,11 @@ static int ask_version(Start *s) {
         return launch_probe(s->vm->manager->event, s->vm->ops->program, true, VERSION_TIMEOUT_USEC, on_probed, s, &s->probe);
 }
 
-/* A disk's own header must not lead to other files, for the VMM would open them with its own rights. */
-static int check_disk(Start *s, size_t i, const OpenReply *reply) {
-        const LaunchFd *f = &s->plan->fds[i];
+/* A disk's header may name other files. */
+static int look_at_disk(Start *s, size_t i, const OpenReply *reply) {
         unsigned index;
 
-        if (sscanf(f->key, "disks[%u].path", &index) != 1)
-                return 0;
-        return disk_check(s->vm->definition, index, reply->mode, reply->head, reply->head_size, &s->error);
+        return sscanf(s->plan->fds[i].key, "disks[%u].path", &index) == 1 ? start_disk_opened(s, index, reply) : 1;
 }
 
 /* It is looked at when the version is known. */
@@ -325,6 +322,7 @@ static void on_opened(void *userdata, int error, int fd, const OpenReply *reply)
         OpenContext *c = userdata;
         Start *s = c->start;
         const LaunchFd *f = &s->plan->fds[c->index];
+        int r;
 
         c->call = launch_call_free(c->call);
         c->fd = fd;
@@ -336,12 +334,12 @@ static void on_opened(void *userdata, int error, int fd, const OpenReply *reply)
                 start_fail(s);
                 return;
         }
-        if (check_disk(s, c->index, reply) < 0) {
-                start_fail(s);
-                return;
-        }
         keep_kernel(s, c->index, reply);
-        open_one_less(s);
+        r = look_at_disk(s, c->index, reply);
+        if (r < 0)
+                start_fail(s);
+        else if (r > 0)
+                start_file_opened(s);
 }
 
 static int open_file(Start *s, size_t i) {
@@ -359,12 +357,12 @@ static int ask_launcher(Start *s) {
         int r;
 
         s->kvm = wants_kvm(s);
-        r = make_plan(s);
+        r = make_plan(s, false);
         if (r < 0)
                 return r;
 
         s->opens = new(OpenContext, s->plan->n_fds + 1);
-        if (!s->opens)
+        if (!s->opens || start_new_disks(s) < 0)
                 return start_errno(s, -ENOMEM, "can't start");
         s->n_fds = s->plan->n_fds;
         for (size_t i = 0; i < s->n_fds; i++)
@@ -391,6 +389,7 @@ void start_undo_open(Start *s) {
                 s->opens[i].call = launch_call_free(s->opens[i].call);
                 s->opens[i].fd = safe_close(s->opens[i].fd);
         }
+        start_undo_disks(s);
 }
 
 /* launch: the helper, which waits for us */

@@ -16,7 +16,7 @@
 #define DEATH_SHOWS_USEC (500 * USEC_PER_MSEC)
 
 int start_error(Start *s, int r, const char *name, const char *format, ...) {
-        char text[4096 + 512];
+        char text[2 * 4096 + 512];
         va_list ap;
 
         va_start(ap, format);

@@ -22,6 +22,7 @@ typedef struct Context {
         const Definition *definition;
         LaunchPlan *plan;
         bool microvm, nested;
+        int disks_fd, shares_fd, images_fd; /* the first of each; images: the next */
 } Context;
 
 static size_t n_devices(const Definition *d) {
@@ -227,34 +228,88 @@ static int add_channels(Context *c) {
         return r;
 }
 
-static int add_disk_file(Context *c, const Disk *disk, const char *node, int fd) {
-        _cleanup_json_ json_object *o = json_object_new_object();
-        _cleanup_free_ char *filename = strjoinf("/dev/fdset/%d", fd);
+/* A file of a disk, by its number: the disk's own is 0. */
+typedef struct DiskFile {
+        const Disk *disk;
+        const DiskFiles *files; /* NULL: nothing is known yet */
+        size_t number;
+        const Image *image;     /* NULL: the disk's own */
+} DiskFile;
 
-        if (!o || !filename ||
-            !json_put_string(o, "driver", "file") ||
+static DiskFile disk_file(Context *c, size_t i, size_t number) {
+        const DiskFiles *files = c->params->files ? c->params->files[i] : NULL;
+
+        return (DiskFile) { c->definition->disks + i, files, number, number > 0 ? files->images + number - 1 : NULL };
+}
+
+static char *node_name(const DiskFile *f, size_t number, const char *suffix) {
+        return number == 0 ? strjoinf(QEMU_DISK_PREFIX "%s%s", f->disk->name, suffix) :
+                             strjoinf(QEMU_DISK_PREFIX "%s-%zu%s", f->disk->name, number, suffix);
+}
+
+static int add_disk_file(Context *c, const DiskFile *f, int fd) {
+        _cleanup_json_ json_object *o = json_object_new_object();
+        _cleanup_free_ char *filename = strjoinf("/dev/fdset/%d", fd), *node = node_name(f, f->number, "-file");
+        bool block = f->image ? f->image->is_block : f->files && f->files->is_block;
+        int r;
+
+        if (!o || !filename || !node ||
+            !json_put_string(o, "driver", block ? "host_device" : "file") ||
             !json_put_string(o, "node-name", node) ||
             !json_put_string(o, "filename", filename) ||
-            !json_put_bool(o, "read-only", disk->readonly) ||
+            !json_put_bool(o, "read-only", !disk_file_writable(f->disk, f->files, f->number)) ||
             !json_put_string(o, "discard", "unmap"))
+                return -ENOMEM;
+        r = add_fdset(c, fd);
+        return r < 0 ? r : add_json(c, "-blockdev", o);
+}
+
+/* Whatever its header says, QEMU opens no further file: what it rests on is named here. */
+static int put_images(const DiskFile *f, json_object *o) {
+        size_t n = f->files ? f->files->n_images : 0, next = f->number;
+        _cleanup_free_ char *data = NULL, *backing = NULL;
+
+        if (next < n && f->files->images[next].is_data) {
+                data = node_name(f, ++next, "-file");
+                if (!data || !json_put_string(o, "data-file", data))
+                        return -ENOMEM;
+        }
+        if (next >= n)
+                return json_object_object_add(o, "backing", NULL) < 0 ? -ENOMEM : 0;
+        backing = node_name(f, ++next, "");
+        return backing && json_put_string(o, "backing", backing) ? 0 : -ENOMEM;
+}
+
+static int add_disk_format(Context *c, const DiskFile *f) {
+        _cleanup_free_ char *node = node_name(f, f->number, ""), *file = node_name(f, f->number, "-file");
+        bool qcow2 = (f->image ? f->image->format : f->disk->format) == DISK_QCOW2;
+        _cleanup_json_ json_object *o = json_object_new_object();
+
+        if (!o || !node || !file ||
+            !json_put_string(o, "driver", qcow2 ? "qcow2" : "raw") ||
+            !json_put_string(o, "node-name", node) ||
+            !json_put_bool(o, "read-only", !disk_file_writable(f->disk, f->files, f->number)) ||
+            !json_put_string(o, "discard", "unmap") ||
+            !json_put_string(o, "file", file) ||
+            (qcow2 && put_images(f, o) < 0))
                 return -ENOMEM;
         return add_json(c, "-blockdev", o);
 }
 
-static int add_disk_format(Context *c, const Disk *disk, const char *node, const char *file) {
-        _cleanup_json_ json_object *o = json_object_new_object();
+/* What is named by others comes first. */
+static int add_images(Context *c, size_t i) {
+        size_t n = c->params->files ? c->params->files[i]->n_images : 0;
+        int r = 0;
 
-        if (!o ||
-            !json_put_string(o, "driver", disk->format == DISK_QCOW2 ? "qcow2" : "raw") ||
-            !json_put_string(o, "node-name", node) ||
-            !json_put_bool(o, "read-only", disk->readonly) ||
-            !json_put_string(o, "discard", "unmap") ||
-            !json_put_string(o, "file", file))
-                return -ENOMEM;
-        /* Whatever the header says, QEMU opens no further file. */
-        if (disk->format == DISK_QCOW2 && json_object_object_add(o, "backing", NULL) < 0)
-                return -ENOMEM;
-        return add_json(c, "-blockdev", o);
+        for (size_t number = n; r >= 0 && number > 0; number--) {
+                DiskFile f = disk_file(c, i, number);
+
+                r = add_disk_file(c, &f, c->images_fd + (int) number - 1);
+                if (r >= 0 && !f.image->is_data)
+                        r = add_disk_format(c, &f);
+        }
+        c->images_fd += (int) n;
+        return r;
 }
 
 static int add_disk_device(Context *c, const Disk *disk, const char *node, size_t i) {
@@ -275,25 +330,37 @@ static int add_disk_device(Context *c, const Disk *disk, const char *node, size_
 }
 
 static int add_disk(Context *c, size_t i) {
-        const Disk *disk = c->definition->disks + i;
-        _cleanup_free_ char *node = strjoinf(QEMU_DISK_PREFIX "%s", disk->name);
-        _cleanup_free_ char *file = strjoinf(QEMU_DISK_PREFIX "%s-file", disk->name);
-        int r, fd;
+        DiskFile f = disk_file(c, i, 0);
+        _cleanup_free_ char *node = node_name(&f, 0, "");
+        int r;
 
-        if (!node || !file)
+        if (!node)
                 return -ENOMEM;
+        r = add_images(c, i);
+        if (r >= 0)
+                r = add_disk_file(c, &f, c->disks_fd + (int) i);
+        if (r >= 0)
+                r = add_disk_format(c, &f);
+        return r < 0 ? r : add_disk_device(c, f.disk, node, i);
+}
 
-        fd = launch_plan_add_file(c->plan, disk->path, !disk->readonly, "disks[%zu].path", i);
-        if (fd < 0)
-                return fd;
-        r = add_fdset(c, fd);
-        if (r < 0)
-                return r;
-        r = add_disk_file(c, disk, file, fd);
-        if (r < 0)
-                return r;
-        r = add_disk_format(c, disk, node, file);
-        return r < 0 ? r : add_disk_device(c, disk, node, i);
+/* Those that are known only when the others are open come last. */
+static int add_fds(Context *c) {
+        const Definition *d = c->definition;
+        int r = 0;
+
+        c->disks_fd = VMM_FD_FIRST + (int) c->plan->n_fds;
+        c->shares_fd = c->disks_fd + (int) d->n_disks;
+        c->images_fd = c->shares_fd + (int) d->n_filesystems;
+        for (size_t i = 0; r >= 0 && i < d->n_disks; i++)
+                r = launch_plan_add_file(c->plan, d->disks[i].path, !d->disks[i].readonly, "disks[%zu].path", i);
+        for (size_t i = 0; r >= 0 && i < d->n_filesystems; i++)
+                r = launch_plan_add_fd(c->plan, LAUNCH_FD_SHARE);
+        for (size_t i = 0; r >= 0 && c->params->files && i < d->n_disks; i++)
+                for (size_t k = 1; r >= 0 && k <= c->params->files[i]->n_images; k++)
+                        r = launch_plan_add_file(c->plan, disk_file_path(d->disks + i, c->params->files[i], k),
+                                                 disk_file_writable(d->disks + i, c->params->files[i], k), "disks[%zu].path", i);
+        return r;
 }
 
 /* hostfwd is a list of objects, since its words come from the days of the plain syntax. */
@@ -347,12 +414,9 @@ static int add_network(Context *c, const Network *n) {
 }
 
 static int add_filesystem(Context *c, size_t i) {
-        int r, fd;
+        int r;
 
-        fd = launch_plan_add_fd(c->plan, LAUNCH_FD_SHARE);
-        if (fd < 0)
-                return fd;
-        r = addf(c, "-chardev", "socket,id=share%zu,fd=%d", i, fd);
+        r = addf(c, "-chardev", "socket,id=share%zu,fd=%d", i, c->shares_fd + (int) i);
         return r < 0 ? r : addf(c, "-device", "vhost-user-fs-%s,chardev=share%zu,tag=%s", c->microvm ? "device" : "pci", i,
                                 c->definition->filesystems[i].tag);
 }
@@ -370,6 +434,8 @@ static int fill(Context *c) {
         r = launch_plan_add_fd(c->plan, LAUNCH_FD_API); /* VMM_FD_FIRST */
         for (size_t i = 0; r >= 0 && i < ELEMENTSOF(steps); i++)
                 r = steps[i](c);
+        if (r >= 0)
+                r = add_fds(c);
         for (size_t i = 0; r >= 0 && i < c->definition->n_disks; i++)
                 r = add_disk(c, i);
         for (size_t i = 0; r >= 0 && i < c->definition->n_filesystems; i++)

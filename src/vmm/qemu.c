@@ -642,10 +642,11 @@ const VMMOps qemu_ops = {
         .program = PROGRAM_QEMU,
         .socket = "qmp",
         .features = (const VMMFeature[]) {
-                { "disks" }, { "qcow2" }, { "bios" }, { "uefi" }, { "firmware" }, { "filesystems" }, { "user-network" }, { "vsock" }, { "tcg" },
+                { "disks" }, { "qcow2" }, { "backing-files" }, { "block-devices" }, { "bios" }, { "uefi" }, { "firmware" }, { "filesystems" }, { "user-network" }, { "vsock" }, { "tcg" },
                 { "power-button" }, { "reset" }, { "reboot-in-place" }, {},
         },
         .needs_vhost_vsock = true,
+        .takes_images = true,
         .tells_end = true,
         .check = qemu_check,
         .plan = qemu_plan,

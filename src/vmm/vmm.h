@@ -6,6 +6,7 @@
 
 #include "basic/conf.h"
 #include "core/definition.h"
+#include "vmm/disk-check.h"
 
 /* One table of functions a back end; what all share (deadlines, last words, liveness) is in core/. */
 
@@ -56,6 +57,7 @@ typedef struct LaunchParams {
         const char *run_dir;    /* /run/vmunit/vms/<id>: where a VMM makes the sockets that it takes no fd for */
         uint32_t cid;           /* of its vsock, 0: none */
         bool kvm;               /* accel as decided */
+        DiskFiles *const *files; /* one a disk, with their images; NULL: they were not looked at yet */
 } LaunchParams;
 
 /* What a file begins with */
@@ -136,6 +138,8 @@ struct VMMOps {
         const char *version_min; /* NULL: any will do, and what it can do does not depend on it */
         bool needs_kvm;
         bool needs_vhost_vsock; /* for a vsock: the host's device */
+        bool takes_images;      /* disks that rest on other images, and block devices: it opens no file by itself. Their fds are the
+                                 * last ones of the plan, in the order of the disks. */
         bool connects_shares;   /* itself, and anew when its guest reboots; else it is given the connections */
         bool tells_end;         /* its last event tells why it ends, so one that ends without has crashed; else the exit status tells */
 
