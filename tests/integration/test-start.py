@@ -104,7 +104,7 @@ def _():
             runs.kill()
 
 
-@test("a qcow2 runs; one with a backing file, or one that is none, is refused before QEMU sees it",
+@test("a qcow2 runs; one that is none, or with a backing file where that can't be, is refused before the VMM sees it",
       not_on={"firecracker": "it reads raw images alone, and no others are created"})
 def _():
     with scratch() as d:
@@ -113,14 +113,14 @@ def _():
         sparse(d + "/raw")
         for name in ("good.qcow2", "child.qcow2", "raw"):
             with vm_of(tiny_definition(disks=[{"path": f"{d}/{name}", "format": "qcow2"}])) as vm:
-                if name == "good.qcow2":
+                if name == "good.qcow2" or name == "child.qcow2" and BACKEND == "qemu":
                     vm.start()
                     continue
                 try:
                     vm.start()
                 except BusError as error:
                     assert "disks[0]" in error.message, error
-                    assert error.short == "NotSupported" or name == "raw", error
+                    assert error.short == ("InvalidDefinition" if name == "raw" else "NotSupported"), error
                 else:
                     raise AssertionError(name + " was started")
                 assert words(vm) == FAILED and usage_of(vm) == [], name
@@ -261,7 +261,7 @@ def _():
         with vm_of(tiny_definition(boot={"kernel": d + "/kernel"}, disks=[{"path": d + "/good.qcow2", "format": kind}])) as vm:
             start = vm.start_async()
             wait_for(lambda: vm.LeaderPID, poll=0.02)
-            os.rename(d + "/child.qcow2", d + "/good.qcow2")    # which the check would refuse
+            os.rename(d + "/child.qcow2", d + "/good.qcow2")    # of which the VMM would open more
             sparse(d + "/other")
             os.rename(d + "/other", d + "/kernel")
             fake("go")
