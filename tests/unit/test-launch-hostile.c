@@ -27,7 +27,7 @@ static int connect_launcher(void) {
 }
 
 static Answer receive(int sock) {
-        union { struct { LaunchHeader header; int32_t error; } a; char bytes[4096]; } u = {};
+        union { struct { LaunchHeader header; int32_t error; } a; char bytes[LAUNCH_MESSAGE_MAX]; } u = {};
         struct pollfd p = { .fd = sock, .events = POLLIN };
         size_t n_fds = SCM_FDS_MAX;
         int fds[SCM_FDS_MAX];
