@@ -74,6 +74,8 @@ int start_error(Start *s, int r, const char *name, const char *format, ...) _pri
 int start_errno(Start *s, int r, const char *what);
 /* Both: an asynchronous part has failed. */
 void start_failed(Start *s, int r, const char *what);
+/* The VMM does not speak to us any more: it fails, when the VMM's death has had the time to tell why. */
+int start_hung_up(Start *s);
 
 /* start-disks.c: before anything is opened; the disk's own file is open: 0, more is to be opened, 1, that was all; all are open, and the
  * plan was made with them: they become files of the plan */

@@ -690,8 +690,10 @@ static void on_booted(void *userdata, int error, const char *message) {
         VM *vm = userdata;
         Start *s = vm->start;
 
-        /* Its death, or the end of its connection, tells more. */
-        if (!s || s->failing || error == -EPIPE || error == -ECANCELED)
+        if (!s || s->failing || error == -ECANCELED)
+                return;
+        /* Its death, or the end of its connection, tells more, if there is either. */
+        if (error == -EPIPE && (vm->run->dead || start_hung_up(s) >= 0))
                 return;
         if (error < 0 && shares_blamed(vm))
                 return;

@@ -281,20 +281,18 @@ static int on_grace_over(sd_event_source *source, uint64_t usec, void *userdata)
 }
 
 /* A process that dies closes its sockets first: its death, which says more, is given a moment to show. */
+int start_hung_up(Start *s) {
+        s->deadline = sd_event_source_disable_unref(s->deadline);
+        return sd_event_add_time_relative(s->vm->manager->event, &s->deadline, CLOCK_MONOTONIC, DEATH_SHOWS_USEC, 0,
+                                          on_grace_over, s);
+}
+
 static void start_disconnected(Start *s, int error) {
         VM *vm = s->vm;
-        int r;
 
         vm_disconnect(vm);
-        if (vm->run->dead)
+        if (vm->run->dead || (error == -EPIPE && start_hung_up(s) >= 0))
                 return;
-        if (error == -EPIPE) {
-                s->deadline = sd_event_source_disable_unref(s->deadline);
-                r = sd_event_add_time_relative(vm->manager->event, &s->deadline, CLOCK_MONOTONIC, DEATH_SHOWS_USEC, 0,
-                                               on_grace_over, s);
-                if (r >= 0)
-                        return;
-        }
         (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s answers what can't be understood: %s",
                            vm_backend_title(vm), strerror(-error));
         start_fail(s);

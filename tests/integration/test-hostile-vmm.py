@@ -1,19 +1,26 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=400 sanitized
+# suite: timeout=400 sanitized backends=qemu,firecracker,cloud-hypervisor
 """A VMM that misbehaves costs its own VM at most: the caller is told at once, nothing is left, others go on."""
 
 import os
+import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
+from vmunit_beds import KEY
 
 SLOWER = 4 if SANITIZED else 1
 DEADLINE = 8 if SANITIZED else 4    # StartTimeoutSec=, for those that hang
 AT_ONCE = 2.5                       # seconds within which a known death is told; the program is in Python
 MEMORY = 4096                       # kB by which the daemon may have grown for good, and
 PEAK = 12288                        # for a while
+PROGRAM = "hostile-vmm" if BACKEND == "qemu" else "hostile-http-vmm"
+KERNELS = "/tmp/kernels"            # whose names tell what is to be done
+
+NOT_ON_HTTP = {"firecracker cloud-hypervisor": "its API has no such thing"}
+NOT_ON_FIRECRACKER = {"firecracker": "its guest begins by itself, and nothing tells of what it does"}
 
 manager = Manager()
 good = None                         # a real VM, which must not notice anything
@@ -28,10 +35,11 @@ def status(pid, key):
 def configure():
     global good, resident
     here = os.path.dirname(os.path.realpath(__file__))
-    subprocess.run(["install", "-D", "-m", "755", here + "/hostile-vmm", "/opt/vmunit-test/hostile-vmm"], check=True)
+    subprocess.run(["install", "-D", "-m", "755", f"{here}/{PROGRAM}", f"/opt/vmunit-test/{PROGRAM}"], check=True)
+    os.makedirs(KERNELS)
     os.makedirs("/etc/vmunit/vmunit.conf.d", exist_ok=True)
     with open("/etc/vmunit/vmunit.conf.d/hostile.conf", "w") as f:
-        f.write(f"[VMUnit]\nQEMU=/opt/vmunit-test/hostile-vmm\nStartTimeoutSec={DEADLINE}s\n"
+        f.write(f"[VMUnit]\n{KEY}=/opt/vmunit-test/{PROGRAM}\nStartTimeoutSec={DEADLINE}s\n"
                 "ConsoleLogMaxBytes=64K\nEventsMax=200\n")
     good = manager.create("good", tiny_definition())
     good.start()
@@ -55,9 +63,19 @@ def strays():
         with contextlib.suppress(OSError):
             with open(f"/proc/{pid}/cmdline", "rb") as f:
                 words = f.read().split(b"\0")
-            if any(w.endswith(b"hostile-vmm") for w in words[:3]) and b"vmunit-exec" not in words[0]:
+            if any(w.endswith(PROGRAM.encode()) for w in words[:3]) and b"vmunit-exec" not in words[0]:
                 found.append(int(pid))
     return found
+
+
+def bad_definition(behaviour):
+    """QEMU's place is told by the VM's name."""
+    tiny = tiny_definition(stopTimeout="1s")
+    if BACKEND == "qemu":
+        return tiny
+    kernel = f"{KERNELS}/h-{behaviour}"
+    shutil.copy(tiny["boot"]["kernel"], kernel)
+    return merge(tiny, {"boot": {"kernel": kernel}})
 
 
 def check_good(console):
@@ -75,14 +93,14 @@ def hostile(behaviour, restarts=False):
         configure()
     if restarts:                                            # for one that has launched something has a socket more
         systemctl("restart", "vmunitd.service")
-        wait_for(lambda: dict(manager.Backends)["qemu"].get("Version"), 15, "the version of the program", poll=0.05)
+        wait_for(lambda: dict(manager.Backends)[BACKEND].get("Version"), 15, "the version of the program", poll=0.05)
     daemon, leader = daemon_pid(), good.pid
     before = snapshot_leftovers()
     with good.open_console() as console:
         check_good(console)
         with open(f"/proc/{daemon}/clear_refs", "w") as f:
             f.write("5")                                    # the peak is counted from here
-        vm = manager.create("h-" + behaviour, tiny_definition(stopTimeout="1s"))
+        vm = manager.create("h-" + behaviour, bad_definition(behaviour))
         try:
             yield vm
         finally:
@@ -175,7 +193,7 @@ def _():
     refused("mute-at-cont", **HANG)
 
 
-@test("it answers under numbers that are not ours", timeout=60)
+@test("it answers under numbers that are not ours", timeout=60, not_on=NOT_ON_HTTP)
 def _():
     refused("wrong-ids", **HANG)
 
@@ -192,12 +210,12 @@ for kind in ("half-greeting-closed", "closes-at-cont"):
         refused(behaviour)
 
 
-@test("it closes the socket on which it should listen", timeout=60)
+@test("it closes the socket on which it should listen", timeout=60, not_on={"firecracker": "it makes its own"})
 def _():
     refused("closes-listener")
 
 
-@test("it refuses to go on, with words that move the cursor", timeout=40)
+@test("it refuses to go on, with words that move the cursor", timeout=40, not_on=NOT_ON_FIRECRACKER)
 def _():
     refused("refuses-cont", text="teapots")
 
@@ -259,7 +277,7 @@ def _():
         assert vm.State == "Running"
 
 
-@test("a flood of resets and pauses is bounded in the history", timeout=100)
+@test("a flood of resets and pauses is bounded in the history", timeout=100, not_on=NOT_ON_FIRECRACKER)
 def _():
     with hostile("floods-resets") as vm:
         vm.start()
@@ -268,7 +286,7 @@ def _():
         assert len(manager.events(limit=1000)) <= 200 + 64, len(manager.events(limit=1000))
 
 
-@test("a flood of remarks is not worth a write each", timeout=60)
+@test("a flood of remarks is not worth a write each", timeout=60, not_on=NOT_ON_HTTP)
 def _():
     with hostile("floods-buttons") as vm:
         vm.start()
@@ -277,7 +295,7 @@ def _():
         assert len([e for e in manager.events(limit=1000, vm=vm.Id) if e[4] == "power-button"]) <= 60
 
 
-@test("one that pauses and resumes itself all the time is shown now and then, and as it is at last", timeout=60)
+@test("one that pauses and resumes itself all the time is shown now and then, and as it is at last", timeout=60, not_on=NOT_ON_FIRECRACKER)
 def _():
     with hostile("flips") as vm:
         begin = time.monotonic()
@@ -410,7 +428,7 @@ def _():
         assert all(u[4] for u in manager.usage() if u[0] == vm.Id)
 
 
-@test("a disk error stops its guest: Paused, io-error, for each daemon, until Resume", timeout=60)
+@test("a disk error stops its guest: Paused, io-error, for each daemon, until Resume", timeout=60, not_on=NOT_ON_HTTP)
 def _():
     with hostile("stops", restarts=True) as vm:
         vm.start()
@@ -435,9 +453,13 @@ def _():
         vm.wait_log(b"FDS TOLD")
         told = [line.split(" ", 2) for line in vm.console_log().decode().splitlines() if line.startswith("fd ")]
         kinds = {int(n): what.split(":")[0] for _, n, what in told}
-        assert kinds.pop(4).endswith("/tiny.elf"), told
-        assert {n: kinds[n] for n in range(4)} == {0: "pipe", 1: "pipe", 2: "pipe", 3: "socket"}, told
-        more = [what for n, what in kinds.items() if n > 4]     # the connection, and the listing itself
+        own = {"qemu": ["pipe", "pipe", "pipe", "socket", "tiny.elf"],
+               "firecracker": ["pipe", "pipe", "pipe", "events", "memfd", "h-fds-told"],
+               "cloud-hypervisor": ["/dev/pts/", "/dev/pts/", "pipe", "socket", "events", "h-fds-told"]}[BACKEND]
+        assert all(word in kinds.pop(n) for n, word in enumerate(own)), told
+        if BACKEND == "firecracker":                            # which opens its counters and makes its socket
+            assert sorted(kinds.pop(len(own) + n).rpartition("/")[2] for n in range(2)) == ["events", "socket"], told
+        more = list(kinds.values())                             # the connection, and the listing itself
         assert len(more) <= 2 and all(what == "socket" or what.startswith("/proc/") for what in more), told
 
 
@@ -445,7 +467,7 @@ def _():
 def _():
     with hostile("exit") as first:
         kinds = ["garbage", "segv", "exit", "endless-line", "lies", "deaf", "forks", "dies-at-cont", "mute", "hang"]
-        vms = [manager.create(f"h-{k}-{n}", tiny_definition(stopTimeout="1s")) for k in kinds for n in (1, 2)]
+        vms = [manager.create(f"h-{k}-{n}", bad_definition(k)) for k in kinds for n in (1, 2)]
         real = manager.create("good-between", tiny_definition())
         calls = [vm.start_async() for vm in (first, *vms)]
         real.start()
