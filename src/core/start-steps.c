@@ -291,7 +291,7 @@ static const char *open_error_sentence(int error) {
         case -EAGAIN:
                 return "somebody else has a lock on it";
         case -ETIMEDOUT:
-                return "its file system does not answer";
+                return "no answer in time from its file system, or from one with other files of the VM's owner";
         case -EBUSY:
                 return "other files of the VM's owner are on a file system that does not answer";
         case -EREMOTE:
