@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "api/api-internal.h"
+#include "api/authorize.h"
 #include "api/wire.h"
 #include "basic/log.h"
 #include "basic/string-util.h"
@@ -184,6 +185,7 @@ int api_new(sd_event *event, sd_bus *bus, Manager *manager, Api **ret) {
 Api *api_free(Api *a) {
         if (!a)
                 return NULL;
+        authorizations_end(a);
         if (a->manager->observer_userdata == a) {
                 a->manager->observer = NULL;
                 a->manager->observer_userdata = NULL;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "api/api-internal.h"
+#include "api/authorize.h"
 #include "api/wire.h"
 #include "basic/parse-util.h"
 #include "basic/string-util.h"
 
-static int method_cancel(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int job_method_cancel(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         int r;
 
         r = OPTIONS_NONE(m, error);
@@ -50,7 +51,7 @@ const sd_bus_vtable job_vtable[] = {
         SD_BUS_PROPERTY("StartedUSec", "t", NULL, offsetof(Job, started_usec), SD_BUS_VTABLE_PROPERTY_CONST),
         SD_BUS_PROPERTY("CallerUID", "u", NULL, offsetof(Job, caller), SD_BUS_VTABLE_PROPERTY_CONST),
         SD_BUS_PROPERTY("Cancelable", "b", property_cancelable, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
-        SD_BUS_METHOD_WITH_ARGS("Cancel", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, method_cancel, 0),
+        SD_BUS_METHOD_WITH_ARGS("Cancel", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, job_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_VTABLE_END,
 };
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "api/api-internal.h"
+#include "api/authorize.h"
 #include "api/wire.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
@@ -84,31 +85,71 @@ static void on_created(void *userdata, VM *vm, const sd_bus_error *error) {
         creation_free(c);
 }
 
-static int method_create_vm(sd_bus_message *m, void *userdata, sd_bus_error *error) {
-        bool start = false, no_block = false;
-        uint32_t owner = 0;
-        const Option options[] = {
-                { "start", 'b', &start },
-                { "no-block", 'b', &no_block },
-                { "owner", 'u', &owner },
-        };
+typedef struct CreateArguments {
         const char *name, *definition;
+        bool start, no_block;
+        uint32_t owner;
+} CreateArguments;
+
+/* Who creates a VM owns it, unless it says otherwise. */
+static int create_read(sd_bus_message *m, uid_t caller, CreateArguments *ret, sd_bus_error *error) {
+        const Option options[] = {
+                { "start", 'b', &ret->start },
+                { "no-block", 'b', &ret->no_block },
+                { "owner", 'u', &ret->owner },
+        };
+        int r;
+
+        *ret = (CreateArguments) { .owner = caller };
+        r = sd_bus_message_read(m, "ss", &ret->name, &ret->definition);
+        if (r < 0)
+                return r;
+        return OPTIONS_READ(m, options, error);
+}
+
+static int exceeds_caller(const CreateArguments *a, const Definition *d, uid_t caller, char **ret_why) {
+        if (a->owner == caller)
+                return definition_exceeds_user(d, NULL, ret_why);
+        *ret_why = strdup(a->owner == 0 ? "owner: root's VM can open any file of the host" : "owner: it would have another user's rights");
+        return *ret_why ? 1 : -ENOMEM;
+}
+
+/* A mistake in it is told before anybody is asked for a password. */
+int manager_examine_create_vm(sd_bus_message *m, void *object, uid_t caller, Subject *s, sd_bus_error *error) {
+        _cleanup_(definition_freep) Definition *d = NULL;
+        CreateArguments a;
+        int r;
+
+        r = create_read(m, caller, &a, error);
+        if (r >= 0)
+                r = manager_check_new(object, a.name, a.definition, a.owner, &d, error);
+        if (r >= 0)
+                r = exceeds_caller(&a, d, caller, &s->why);
+        if (r < 0)
+                return r;
+        if (r > 0)
+                s->right = RIGHT_HOST_RESOURCES;
+        return subject_set_vm(s, a.name, a.owner);
+}
+
+int manager_method_create_vm(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        CreateArguments a;
+        uid_t caller;
         Creation *c;
         VM *vm;
         int r;
 
-        r = sd_bus_message_read(m, "ss", &name, &definition);
-        if (r < 0)
-                return r;
-        r = OPTIONS_READ(m, options, error);
+        r = caller_uid(m, &caller);
+        if (r >= 0)
+                r = create_read(m, caller, &a, error);
         if (r < 0)
                 return r;
 
         c = new(Creation, 1);
         if (!c)
                 return -ENOMEM;
-        *c = (Creation) { .message = sd_bus_message_ref(m), .start = start, .wait = !no_block };
-        r = manager_create_vm(userdata, name, definition, owner, on_created, c, &vm, error);
+        *c = (Creation) { .message = sd_bus_message_ref(m), .start = a.start, .wait = !a.no_block };
+        r = manager_create_vm(userdata, a.name, a.definition, a.owner, on_created, c, &vm, error);
         if (r > 0)
                 return 1;
         r = r < 0 ? wire_error(error, r) : created(c, vm);
@@ -116,7 +157,7 @@ static int method_create_vm(sd_bus_message *m, void *userdata, sd_bus_error *err
         return r;
 }
 
-static int method_get_vm(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int manager_method_get_vm(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         const char *name;
         VM *vm;
         int r;
@@ -130,7 +171,7 @@ static int method_get_vm(sd_bus_message *m, void *userdata, sd_bus_error *error)
         return reply_vm_path(m, vm->rec.name);
 }
 
-static int method_get_vm_by_pid(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int manager_method_get_vm_by_pid(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         uint32_t pid;
         VM *vm = NULL;
         int r;
@@ -156,7 +197,7 @@ static int append_vm(sd_bus_message *reply, const VM *vm) {
                                      path);
 }
 
-static int method_list_vms(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int manager_method_list_vms(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
         Manager *manager = userdata;
         int r;
@@ -191,9 +232,20 @@ static int append_event(sd_bus_message *m, const Event *ev, bool details) {
 
 typedef struct Listing {
         sd_bus_message *reply;
-        bool details;
+        Manager *manager;
+        bool all_details;
+        uid_t caller;           /* else who owns a VM has its details */
         unsigned n;
 } Listing;
+
+static bool has_details(const Listing *l, const Event *ev) {
+        const VM *vm;
+
+        if (l->all_details)
+                return true;
+        vm = ev->vm_id ? manager_get_vm(l->manager, ev->vm_id) : NULL;
+        return vm && streq(vm->rec.id, ev->vm_id) && vm->rec.owner == l->caller;
+}
 
 static int list_event(const Event *ev, void *userdata) {
         Listing *l = userdata;
@@ -202,27 +254,53 @@ static int list_event(const Event *ev, void *userdata) {
         r = sd_bus_message_open_container(l->reply, 'r', "ttssssa{sv}");
         if (r < 0)
                 return r;
-        r = append_event(l->reply, ev, l->details);
+        r = append_event(l->reply, ev, has_details(l, ev));
         if (r < 0)
                 return r;
         return sd_bus_message_close_container(l->reply);
 }
 
-static int method_list_events(sd_bus_message *m, void *userdata, sd_bus_error *error) {
-        _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
-        uint64_t after = 0;
-        const char *vm = NULL;
-        uint32_t limit = EVENTS_LIMIT_DEFAULT;
+typedef struct EventFilter {
+        uint64_t after;
+        const char *vm;
+        uint32_t limit;
+} EventFilter;
+
+static int filter_read(sd_bus_message *m, EventFilter *ret, sd_bus_error *error) {
         const Option options[] = {
-                { "after", 't', &after },
-                { "vm", 's', &vm },
-                { "limit", 'u', &limit },
+                { "after", 't', &ret->after },
+                { "vm", 's', &ret->vm },
+                { "limit", 'u', &ret->limit },
         };
-        Manager *manager = userdata;
+
+        *ret = (EventFilter) { .limit = EVENTS_LIMIT_DEFAULT };
+        return OPTIONS_READ(m, options, error);
+}
+
+/* About the own VMs nobody is asked, unless an earlier one of that name may have been another's. */
+int manager_examine_list_events(sd_bus_message *m, void *object, uid_t caller, Subject *s, sd_bus_error *error) {
+        EventFilter f;
+        VM *vm;
+        int r;
+
+        r = filter_read(m, &f, error);
+        if (r < 0)
+                return r;
+        vm = f.vm ? manager_get_vm(object, f.vm) : NULL;
+        if (!vm)
+                return 0;
+        if (vm->rec.owner == caller && streq(f.vm, vm->rec.id))
+                s->right = RIGHT_NONE;
+        return subject_set_vm(s, vm->rec.name, vm->rec.owner);
+}
+
+static int list_events(sd_bus_message *m, Manager *manager, bool all_details, sd_bus_error *error) {
+        _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
+        EventFilter f;
         uid_t caller;
         int r;
 
-        r = OPTIONS_READ(m, options, error);
+        r = filter_read(m, &f, error);
         if (r < 0)
                 return r;
         r = caller_uid(m, &caller);
@@ -234,14 +312,22 @@ static int method_list_events(sd_bus_message *m, void *userdata, sd_bus_error *e
         r = sd_bus_message_open_container(reply, 'a', "(ttssssa{sv})");
         if (r < 0)
                 return r;
-        r = store_foreach_event(manager->store, after, vm, MIN(limit, EVENTS_LIMIT_MAX), list_event,
-                                &(Listing) { .reply = reply, .details = caller == 0 });
+        r = store_foreach_event(manager->store, f.after, f.vm, MIN(f.limit, EVENTS_LIMIT_MAX), list_event,
+                                &(Listing) { .reply = reply, .manager = manager, .all_details = all_details, .caller = caller });
         if (r < 0)
                 return wire_error(error, r);
         r = sd_bus_message_close_container(reply);
         if (r < 0)
                 return r;
         return sd_bus_send(NULL, reply, NULL);
+}
+
+int manager_method_list_events(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        return list_events(m, userdata, true, error);
+}
+
+int manager_method_list_own_events(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        return list_events(m, userdata, false, error);
 }
 
 static int list_usage(const Usage *u, void *userdata) {
@@ -254,7 +340,7 @@ static int list_usage(const Usage *u, void *userdata) {
                                      "InvocationID", "s", strempty(u->invocation_id));
 }
 
-static int method_get_usage(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int manager_method_get_usage(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
         Manager *manager = userdata;
         uint64_t from, to;
@@ -361,17 +447,17 @@ static int property_backends(sd_bus *bus, const char *path, const char *interfac
 const sd_bus_vtable manager_vtable[] = {
         SD_BUS_VTABLE_START(0),
         SD_BUS_METHOD_WITH_ARGS("CreateVM", SD_BUS_ARGS("s", name, "s", definition, "a{sv}", options),
-                                SD_BUS_RESULT("o", vm), method_create_vm, 0),
-        SD_BUS_METHOD_WITH_ARGS("GetVM", SD_BUS_ARGS("s", name_or_id), SD_BUS_RESULT("o", vm), method_get_vm,
+                                SD_BUS_RESULT("o", vm), manager_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_METHOD_WITH_ARGS("GetVM", SD_BUS_ARGS("s", name_or_id), SD_BUS_RESULT("o", vm), manager_method,
                                 SD_BUS_VTABLE_UNPRIVILEGED),
-        SD_BUS_METHOD_WITH_ARGS("GetVMByPID", SD_BUS_ARGS("u", pid), SD_BUS_RESULT("o", vm), method_get_vm_by_pid,
+        SD_BUS_METHOD_WITH_ARGS("GetVMByPID", SD_BUS_ARGS("u", pid), SD_BUS_RESULT("o", vm), manager_method,
                                 SD_BUS_VTABLE_UNPRIVILEGED),
-        SD_BUS_METHOD_WITH_ARGS("ListVMs", SD_BUS_NO_ARGS, SD_BUS_RESULT("a(ssso)", vms), method_list_vms,
+        SD_BUS_METHOD_WITH_ARGS("ListVMs", SD_BUS_NO_ARGS, SD_BUS_RESULT("a(ssso)", vms), manager_method,
                                 SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("ListEvents", SD_BUS_ARGS("a{sv}", filter), SD_BUS_RESULT("a(ttssssa{sv})", events),
-                                method_list_events, SD_BUS_VTABLE_UNPRIVILEGED),
+                                manager_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("GetUsage", SD_BUS_ARGS("t", from, "t", to), SD_BUS_RESULT("a(ssttta{sv})", intervals),
-                                method_get_usage, SD_BUS_VTABLE_UNPRIVILEGED),
+                                manager_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_PROPERTY("Version", "s", property_version, 0, SD_BUS_VTABLE_PROPERTY_CONST),
         SD_BUS_PROPERTY("Backends", "a(sa{sv})", property_backends, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
         SD_BUS_SIGNAL_WITH_ARGS("Event",
@@ -381,7 +467,7 @@ const sd_bus_vtable manager_vtable[] = {
         SD_BUS_VTABLE_END,
 };
 
-/* Everybody can listen, so the details stay out, as in ListEvents for callers that are not root. */
+/* Everybody can listen, so the details stay out: ListEvents has them, for those who may see them. */
 int emit_event(sd_bus *bus, const Event *ev) {
         _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
         int r;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "api/api-internal.h"
+#include "api/authorize.h"
 #include "api/wire.h"
 #include "basic/fd-util.h"
 #include "basic/string-util.h"
@@ -42,31 +43,31 @@ static int operate_no_block(sd_bus_message *m, VM *vm, operation op, sd_bus_erro
         return operate(m, vm, op, !no_block, error);
 }
 
-static int method_start(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_start(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         return operate_no_block(m, userdata, vm_start, error);
 }
 
-static int method_reboot(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_reboot(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         return operate_no_block(m, userdata, vm_reboot, error);
 }
 
-static int method_kill(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_kill(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         return operate_no_options(m, userdata, vm_kill, error);
 }
 
-static int method_reset(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_reset(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         return operate_no_options(m, userdata, vm_reset, error);
 }
 
-static int method_pause(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_pause(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         return operate_no_options(m, userdata, vm_pause, error);
 }
 
-static int method_resume(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_resume(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         return operate_no_options(m, userdata, vm_resume, error);
 }
 
-static int method_stop(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_stop(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         uint64_t timeout = VM_STOP_TIMEOUT_DEFAULT;
         bool keep_intent = false, no_block = false;
         const Option options[] = {
@@ -83,12 +84,14 @@ static int method_stop(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         r = caller_uid(m, &caller);
         if (r < 0)
                 return r;
+        if (keep_intent && caller != 0)
+                return sd_bus_error_set(error, SD_BUS_ERROR_ACCESS_DENIED, "keep-intent is for the host's shutdown, and for root alone");
         r = vm_stop(userdata, caller, timeout, keep_intent, no_block ? NULL : message_done,
                     message_hold(m, !no_block), error);
         return message_answer(m, !no_block, r, error);
 }
 
-static int method_remove(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_remove(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         bool force = false;
         const Option options[] = { { "force", 'b', &force } };
         uid_t caller;
@@ -104,7 +107,20 @@ static int method_remove(sd_bus_message *m, void *userdata, sd_bus_error *error)
         return message_answer(m, false, r, error);
 }
 
-static int method_update(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+/* Who is not its owner has no say in what its definition is, as long as nobody has allowed it: mistakes are told later. */
+int vm_examine_update(sd_bus_message *m, void *object, uid_t caller, Subject *s, sd_bus_error *error) {
+        const char *patch;
+        int r;
+
+        r = sd_bus_message_read_basic(m, 's', &patch);
+        if (r >= 0)
+                r = vm_update_exceeds_owner(object, patch, &s->why);
+        if (r > 0)
+                s->right = RIGHT_HOST_RESOURCES;
+        return r;
+}
+
+int vm_method_update(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         bool next_start = false;
         const Option options[] = { { "next-start", 'b', &next_start } };
         const char *patch;
@@ -124,7 +140,7 @@ static int method_update(sd_bus_message *m, void *userdata, sd_bus_error *error)
         return message_answer(m, true, r, error);
 }
 
-static int method_get_definition(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_get_definition(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         _cleanup_free_ char *definition = NULL;
         int r;
 
@@ -167,7 +183,7 @@ static void stats_done(void *userdata, const sd_bus_error *error, const Counter 
                 message_sent(m, reply_counters(m, counters, n));
 }
 
-static int method_get_stats(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_get_stats(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         int r;
 
         r = OPTIONS_NONE(m, error);
@@ -190,7 +206,7 @@ static void stream_done(void *userdata, const sd_bus_error *error, int fd) {
                 message_sent(m, sd_bus_reply_method_return(m, "h", owned));
 }
 
-static int method_open_console(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_open_console(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         int r;
 
         r = OPTIONS_NONE(m, error);
@@ -203,7 +219,7 @@ static int method_open_console(sd_bus_message *m, void *userdata, sd_bus_error *
         return wire_error(error, r);
 }
 
-static int method_get_console_log(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_get_console_log(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
         _cleanup_free_ char *log = NULL;
         uint64_t max;
@@ -228,7 +244,7 @@ static int method_get_console_log(sd_bus_message *m, void *userdata, sd_bus_erro
         return sd_bus_send(NULL, reply, NULL);
 }
 
-static int method_get_last_output(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_get_last_output(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         _cleanup_free_ char *output = NULL;
         int r;
 
@@ -241,7 +257,7 @@ static int method_get_last_output(sd_bus_message *m, void *userdata, sd_bus_erro
         return sd_bus_reply_method_return(m, "s", strempty(output));
 }
 
-static int method_open_vsock(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+int vm_method_open_vsock(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         uint32_t port;
         int r;
 
@@ -341,28 +357,28 @@ PROPERTY_GETTER(job) {
 
 const sd_bus_vtable vm_vtable[] = {
         SD_BUS_VTABLE_START(0),
-        SD_BUS_METHOD_WITH_ARGS("Start", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, method_start, 0),
-        SD_BUS_METHOD_WITH_ARGS("Stop", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, method_stop, 0),
-        SD_BUS_METHOD_WITH_ARGS("Kill", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, method_kill, 0),
-        SD_BUS_METHOD_WITH_ARGS("Reboot", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, method_reboot, 0),
-        SD_BUS_METHOD_WITH_ARGS("Reset", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, method_reset, 0),
-        SD_BUS_METHOD_WITH_ARGS("Pause", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, method_pause, 0),
-        SD_BUS_METHOD_WITH_ARGS("Resume", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, method_resume, 0),
-        SD_BUS_METHOD_WITH_ARGS("Remove", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, method_remove, 0),
+        SD_BUS_METHOD_WITH_ARGS("Start", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_METHOD_WITH_ARGS("Stop", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_METHOD_WITH_ARGS("Kill", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_METHOD_WITH_ARGS("Reboot", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_METHOD_WITH_ARGS("Reset", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_METHOD_WITH_ARGS("Pause", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_METHOD_WITH_ARGS("Resume", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_METHOD_WITH_ARGS("Remove", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("Update", SD_BUS_ARGS("s", json_merge_patch, "a{sv}", options), SD_BUS_NO_RESULT,
-                                method_update, 0),
+                                vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("GetDefinition", SD_BUS_ARGS("a{sv}", options), SD_BUS_RESULT("s", definition),
-                                method_get_definition, 0),
+                                vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("GetStats", SD_BUS_ARGS("a{sv}", options), SD_BUS_RESULT("a{sv}", stats),
-                                method_get_stats, SD_BUS_VTABLE_UNPRIVILEGED),
+                                vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("OpenConsole", SD_BUS_ARGS("a{sv}", options), SD_BUS_RESULT("h", stream),
-                                method_open_console, 0),
+                                vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("GetConsoleLog", SD_BUS_ARGS("t", max_bytes, "a{sv}", options),
-                                SD_BUS_RESULT("ay", log), method_get_console_log, 0),
+                                SD_BUS_RESULT("ay", log), vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("GetLastOutput", SD_BUS_ARGS("a{sv}", options), SD_BUS_RESULT("s", output),
-                                method_get_last_output, 0),
+                                vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("OpenVSock", SD_BUS_ARGS("u", port, "a{sv}", options), SD_BUS_RESULT("h", stream),
-                                method_open_vsock, 0),
+                                vm_method, SD_BUS_VTABLE_UNPRIVILEGED),
 
         SD_BUS_PROPERTY("Id", "s", property_id, 0, CONST),
         SD_BUS_PROPERTY("Name", "s", NULL, offsetof(VM, rec.name), CONST),

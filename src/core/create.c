@@ -200,8 +200,7 @@ static int look_first(Manager *m, const char *name, Definition *d, uid_t owner, 
         return 1;
 }
 
-int manager_create_vm(Manager *m, const char *name, const char *definition, uid_t owner, created_cb cb, void *userdata, VM **ret,
-                      sd_bus_error *error) {
+int manager_check_new(Manager *m, const char *name, const char *definition, uid_t owner, Definition **ret, sd_bus_error *error) {
         _cleanup_(definition_freep) Definition *d = NULL;
         int r;
 
@@ -218,6 +217,18 @@ int manager_create_vm(Manager *m, const char *name, const char *definition, uid_
                 r = shares_check(m, name, d, error);
         if (r >= 0)
                 r = claim_check_new(m, name, owner, d, error); /* before the owner's file is looked at */
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(d);
+        return 0;
+}
+
+int manager_create_vm(Manager *m, const char *name, const char *definition, uid_t owner, created_cb cb, void *userdata, VM **ret,
+                      sd_bus_error *error) {
+        _cleanup_(definition_freep) Definition *d = NULL;
+        int r;
+
+        r = manager_check_new(m, name, definition, owner, &d, error);
         if (r < 0)
                 return r;
 

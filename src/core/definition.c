@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <netinet/in.h>
+
 #include "basic/json-util.h"
 #include "basic/string-util.h"
 #include "core/definition-internal.h"
@@ -207,4 +209,45 @@ int definition_diff(const Definition *a, const Definition *b, char ***ret) {
                 qsort(l, strv_length(l), sizeof(char *), compare_strings);
         *ret = TAKE_PTR(l);
         return 0;
+}
+
+/* What an ordinary user may not: these need rights of the network stack. */
+
+static bool has_network(const Definition *d, const Network *n) {
+        for (size_t i = 0; d && i < d->n_networks; i++)
+                if (d->networks[i].type == n->type && streq(d->networks[i].name, n->name))
+                        return true;
+        return false;
+}
+
+static bool has_port(const Definition *d, const Forward *f) {
+        for (size_t i = 0; d && i < d->n_networks; i++)
+                for (size_t j = 0; j < d->networks[i].n_forwards; j++) {
+                        const Forward *g = d->networks[i].forwards + j;
+
+                        if (g->host == f->host && g->protocol == f->protocol && streq(g->address, f->address))
+                                return true;
+                }
+        return false;
+}
+
+static int network_exceeds(const Network *n, size_t at, const Definition *had, char **ret_why) {
+        if (n->type == NETWORK_TAP && !has_network(had, n)) {
+                *ret_why = strjoinf("networks[%zu].type: a tap is the host's", at);
+                return *ret_why ? 1 : -ENOMEM;
+        }
+        for (size_t i = 0; i < n->n_forwards; i++)
+                if (n->forwards[i].host < IPPORT_RESERVED && !has_port(had, n->forwards + i)) {
+                        *ret_why = strjoinf("networks[%zu].forward[%zu].host: ports below %d are the host's", at, i, IPPORT_RESERVED);
+                        return *ret_why ? 1 : -ENOMEM;
+                }
+        return 0;
+}
+
+int definition_exceeds_user(const Definition *d, const Definition *had, char **ret_why) {
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < d->n_networks; i++)
+                r = network_exceeds(d->networks + i, i, had, ret_why);
+        return r;
 }

@@ -123,6 +123,10 @@ int definition_merge(const Definition *d, const char *patch, Definition **ret, s
 /* Paths of what differs ("cpus", "boot.kernel", "disks.data0.path"), sorted; NULL: nothing differs. */
 int definition_diff(const Definition *a, const Definition *b, char ***ret);
 
+/* Whether it needs more of the host than an ordinary user has, beside what is asked when it is used, such as files: 1, and what (the
+ * caller frees). What is in `had` too does not count (NULL: nothing). */
+int definition_exceeds_user(const Definition *d, const Definition *had, char **ret_why);
+
 /* Appends the set resources as (sv) structs to the property array of a StartTransientUnit or SetUnitProperties call. */
 int resources_append(const Resources *r, sd_bus_message *m);
 /* The same for what differs: a resource that is no longer set goes back to systemd's default. */

@@ -103,6 +103,9 @@ typedef void (*created_cb)(void *userdata, VM *vm, const sd_bus_error *error);
 int manager_create_vm(Manager *m, const char *name, const char *definition, uid_t owner, created_cb cb, void *userdata, VM **ret,
                       sd_bus_error *error);
 
+/* All that can be said of it without making it; the caller frees the definition. */
+int manager_check_new(Manager *m, const char *name, const char *definition, uid_t owner, Definition **ret, sd_bus_error *error);
+
 /* For vm.c: the number of VMs that run may have changed (STATUS=); a record could not be written and is to be tried again. */
 void manager_state_changed(Manager *m);
 void manager_save_later(Manager *m);

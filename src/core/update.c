@@ -109,6 +109,32 @@ static int merge_next(VM *vm, const char *patch, char **ret, sd_bus_error *error
         return r < 0 ? sd_bus_error_set_errno(error, r) : 0;
 }
 
+/* What it would be after it, from this one */
+static int merged_exceeds(const Definition *base, const char *patch, char **ret_why) {
+        _cleanup_(definition_freep) Definition *merged = NULL;
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+
+        if (definition_merge(base, patch, &merged, &e) < 0)
+                return 0;
+        return definition_exceeds_user(merged, base, ret_why);
+}
+
+int vm_update_exceeds_owner(VM *vm, const char *patch, char **ret_why) {
+        _cleanup_(definition_freep) Definition *next = NULL;
+        _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+        int r;
+
+        if (vm->rec.owner == 0) {
+                *ret_why = strdup("root's VM can open any file of the host");
+                return *ret_why ? 1 : -ENOMEM;
+        }
+        r = merged_exceeds(vm->definition, patch, ret_why);
+        if (r != 0 || !vm->rec.next_definition)
+                return r;
+        r = definition_parse(vm->rec.next_definition, &next, &e);
+        return r < 0 ? r : merged_exceeds(next, patch, ret_why);
+}
+
 static int update_next_start(VM *vm, const char *patch, sd_bus_error *error) {
         _cleanup_free_ char *next = NULL;
         int r;

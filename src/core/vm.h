@@ -87,6 +87,9 @@ int vm_resume(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *er
 /* Gives 0 as soon as the removal is durable; it goes on by itself. */
 int vm_remove(VM *vm, uid_t caller, bool force, sd_bus_error *error);
 int vm_update(VM *vm, uid_t caller, const char *patch, bool next_start, done_cb cb, void *userdata, sd_bus_error *error);
+/* Whether an update would give the VM what its owner has no right to: 1, and what; 0 also for a patch that is wrong. For somebody who is not
+ * root any change of root's VM is that. */
+int vm_update_exceeds_owner(VM *vm, const char *patch, char **ret_why);
 
 /* The definition as JSON, normalised. */
 int vm_get_definition(VM *vm, char **ret);

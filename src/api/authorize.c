@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "api/api-internal.h"
+#include "api/authorize.h"
+#include "api/methods.h"
+#include "api/wire.h"
+#include "basic/name-util.h"
+#include "basic/string-util.h"
+#include "bus/error-names.h"
+#include "bus/polkit.h"
+
+/* A user's calls that wait for polkit keep their messages in memory. */
+#define WAITING_MAX 32
+
+/* A call that polkit is asked about. When it has answered, everything is looked up again: the VM may be gone, or another's. */
+typedef struct Authorization Authorization;
+struct Authorization {
+        Authorization *next;
+        Api *api;
+        sd_bus_message *message;
+        const Method *method;
+        uid_t caller;
+        Subject subject;
+        PolkitCheck *check;
+};
+
+static const char *const actions[_RIGHT_MAX] = {
+        [RIGHT_CREATE] = "org.vmunit1.create",
+        [RIGHT_MANAGE] = "org.vmunit1.manage",
+        [RIGHT_CONSOLE] = "org.vmunit1.console",
+        [RIGHT_HOST_RESOURCES] = "org.vmunit1.host-resources",
+        [RIGHT_INSPECT] = "org.vmunit1.inspect",
+        [RIGHT_CONFIGURE] = "org.vmunit1.configure",
+};
+
+void subject_done(Subject *s) {
+        free(s->vm);
+        free(s->unit);
+        free(s->why);
+}
+
+int subject_set_vm(Subject *s, const char *name, uid_t owner) {
+        s->owner = owner;
+        s->vm = strdup(name);
+        s->unit = vm_scope_name(name);
+        return s->vm && s->unit ? 0 : -ENOMEM;
+}
+
+static int subject_of_vm(Subject *s, const VM *vm, uid_t caller) {
+        if (vm->rec.owner == caller)
+                s->right = RIGHT_NONE;
+        memcpy(s->id, vm->rec.id, sizeof(s->id));
+        return subject_set_vm(s, vm->rec.name, vm->rec.owner);
+}
+
+/* Who must be asked what about a call of somebody who is not root */
+static int subject_get(const Method *method, sd_bus_message *m, void *object, uid_t caller, Subject *s, sd_bus_error *error) {
+        int r = 0;
+
+        *s = (Subject) { .right = method->right };
+        if (streq(method->interface, API_VM_INTERFACE))
+                r = subject_of_vm(s, object, caller);
+        else if (streq(method->interface, API_JOB_INTERFACE))
+                r = subject_of_vm(s, ((Job *) object)->vm, caller);
+        if (r >= 0 && method->examine)
+                r = method->examine(m, object, caller, s, error);
+        return r < 0 ? r : sd_bus_message_rewind(m, true);
+}
+
+static bool subject_is_same(const Subject *a, const Subject *b) {
+        return a->right == b->right && a->owner == b->owner && streq(a->id, b->id) && streq_ptr(a->vm, b->vm);
+}
+
+/* Refusals */
+
+static int refuse(const Authorization *a, const char *name, const char *sentence, sd_bus_error *error) {
+        const Subject *s = &a->subject;
+
+        return sd_bus_error_setf(error, name, "%s%s%s (%s, verb %s%s%s)", strempty(s->vm), s->vm ? ": " : "", sentence,
+                                 actions[s->right], a->method->verb, s->why ? "; " : "", strempty(s->why));
+}
+
+static int refuse_for(const Authorization *a, PolkitAnswer answer, sd_bus_error *error) {
+        bool interactive = sd_bus_message_get_allow_interactive_authorization(a->message) > 0;
+
+        switch (answer) {
+        case POLKIT_WANTS_PASSWORD:
+                return refuse(a, SD_BUS_ERROR_INTERACTIVE_AUTHORIZATION_REQUIRED,
+                              interactive ? "This takes a password, and there is no polkit agent to ask for it" :
+                                            "This takes a password, and the call does not allow to ask for it", error);
+        case POLKIT_UNREACHABLE:
+                return refuse(a, SD_BUS_ERROR_ACCESS_DENIED, "polkit, which decides on this, can't be asked", error);
+        default:
+                return refuse(a, SD_BUS_ERROR_ACCESS_DENIED, "polkit does not allow you this", error);
+        }
+}
+
+/* What is under way */
+
+static Authorization *authorization_free(Authorization *a) {
+        if (!a)
+                return NULL;
+        for (Authorization **i = &a->api->authorizations; *i; i = &(*i)->next)
+                if (*i == a) {
+                        *i = a->next;
+                        break;
+                }
+        polkit_check_free(a->check);
+        subject_done(&a->subject);
+        sd_bus_message_unref(a->message);
+        free(a);
+        return NULL;
+}
+DEFINE_TRIVIAL_CLEANUP_FUNC(Authorization *, authorization_free);
+
+/* As the bus does it for a call that is answered at once */
+static void answer_error(sd_bus_message *m, int r, const sd_bus_error *error) {
+        if (sd_bus_error_is_set(error))
+                message_sent(m, reply_error(m, error));
+        else if (r < 0)
+                message_sent(m, sd_bus_reply_method_errno(m, r, NULL));
+}
+
+static int find_object(const Authorization *a, void **ret, sd_bus_error *error) {
+        const char *path = sd_bus_message_get_path(a->message);
+        int r;
+
+        if (streq(a->method->interface, API_MANAGER_INTERFACE)) {
+                *ret = a->api->manager;
+                return 0;
+        }
+        r = streq(a->method->interface, API_VM_INTERFACE) ?
+                vm_object_find(a->api->bus, path, API_VM_INTERFACE, a->api, ret, error) :
+                job_object_find(a->api->bus, path, API_JOB_INTERFACE, a->api, ret, error);
+        return r == 0 ? sd_bus_error_setf(error, SD_BUS_ERROR_UNKNOWN_OBJECT, "Unknown object '%s'.", path) : r;
+}
+
+static int go_on(const Authorization *a, PolkitAnswer answer, sd_bus_error *error) {
+        _cleanup_(subject_done) Subject now = {};
+        void *object;
+        int r;
+
+        r = sd_bus_message_rewind(a->message, true);
+        if (r >= 0)
+                r = find_object(a, &object, error);
+        if (r < 0)
+                return r;
+        if (answer != POLKIT_ALLOWED)
+                return a->method->otherwise ? a->method->otherwise(a->message, object, error) : refuse_for(a, answer, error);
+
+        r = subject_get(a->method, a->message, object, a->caller, &now, error);
+        if (r < 0)
+                return r;
+        if (!subject_is_same(&a->subject, &now))
+                return refuse(a, VMUNIT_ERROR_BUSY, "It was changed while polkit was asked; try again", error);
+        return a->method->handler(a->message, object, error);
+}
+
+static void on_answer(void *userdata, PolkitAnswer answer) {
+        _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+        _cleanup_(authorization_freep) Authorization *a = userdata;
+        int r;
+
+        if (answer == POLKIT_CALLER_LEFT)
+                return;
+        r = go_on(a, answer, &error);
+        answer_error(a->message, r, &error);
+}
+
+static bool too_many(const Api *api, uid_t caller) {
+        size_t n = 0;
+
+        for (const Authorization *a = api->authorizations; a; a = a->next)
+                n += a->caller == caller;
+        return n >= WAITING_MAX;
+}
+
+static int ask(Authorization *a) {
+        const Subject *s = &a->subject;
+        bool interactive = !a->method->otherwise && sd_bus_message_get_allow_interactive_authorization(a->message) > 0;
+        char owner[16];
+
+        (void) snprintf(owner, sizeof(owner), "%" PRIu32, (uint32_t) s->owner);
+        return polkit_check(a->message, actions[s->right],
+                            (const char *[]) { "verb", a->method->verb, s->vm ? "vm" : NULL, s->vm, "owner", owner, "unit", s->unit, NULL },
+                            interactive, on_answer, a, &a->check);
+}
+
+/* Takes what is in the subject. Gives 1: the call is answered later. */
+static int authorize(Api *api, const Method *method, sd_bus_message *m, uid_t caller, Subject *s, sd_bus_error *error) {
+        _cleanup_(authorization_freep) Authorization *a = NULL;
+        int r;
+
+        if (too_many(api, caller))
+                return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED, "%d of your calls wait for polkit already", WAITING_MAX);
+        a = new(Authorization, 1);
+        if (!a)
+                return -ENOMEM;
+        *a = (Authorization) {
+                .next = api->authorizations,
+                .api = api,
+                .message = sd_bus_message_ref(m),
+                .method = method,
+                .caller = caller,
+                .subject = *s,
+        };
+        *s = (Subject) {};
+        api->authorizations = a;
+        r = ask(a);
+        if (r < 0)
+                return r;
+        a = NULL;
+        return 1;
+}
+
+static int call_method(Api *api, const char *interface, sd_bus_message *m, void *object, sd_bus_error *error) {
+        const Method *method = method_find(interface, sd_bus_message_get_member(m));
+        _cleanup_(subject_done) Subject s = {};
+        uid_t caller;
+        int r;
+
+        if (!method)
+                return -EINVAL;
+        if (method->right == RIGHT_NONE)
+                return method->handler(m, object, error);
+        r = caller_uid(m, &caller);
+        if (r < 0)
+                return r;
+        if (caller == 0)
+                return method->handler(m, object, error);
+
+        r = subject_get(method, m, object, caller, &s, error);
+        if (r < 0)
+                return wire_error(error, r);
+        if (s.right == RIGHT_NONE)
+                return method->handler(m, object, error);
+        return authorize(api, method, m, caller, &s, error);
+}
+
+int manager_method(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        Manager *manager = userdata;
+
+        return call_method(manager->observer_userdata, API_MANAGER_INTERFACE, m, manager, error);
+}
+
+int vm_method(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        VM *vm = userdata;
+
+        return call_method(vm->manager->observer_userdata, API_VM_INTERFACE, m, vm, error);
+}
+
+int job_method(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        Job *j = userdata;
+
+        return call_method(j->vm->manager->observer_userdata, API_JOB_INTERFACE, m, j, error);
+}
+
+void authorizations_end(Api *api) {
+        static const sd_bus_error ends = SD_BUS_ERROR_MAKE_CONST(VMUNIT_ERROR_CANCELED, "vmunitd ends; nothing was done");
+
+        while (api->authorizations) {
+                message_sent(api->authorizations->message, reply_error(api->authorizations->message, &ends));
+                authorization_free(api->authorizations);
+        }
+}

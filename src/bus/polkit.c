@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "basic/log.h"
+#include "basic/string-util.h"
+#include "bus/polkit.h"
+
+#define DESTINATION "org.freedesktop.PolicyKit1"
+#define AUTHORITY_PATH "/org/freedesktop/PolicyKit1/Authority"
+#define AUTHORITY "org.freedesktop.PolicyKit1.Authority"
+#define BUS "org.freedesktop.DBus"
+#define BUS_PATH "/org/freedesktop/DBus"
+
+#define FLAG_INTERACTIVE UINT32_C(1)
+
+/* Somebody has to be found, who has to find the password. */
+#define DIALOGUE_TIMEOUT_USEC (5 * 60 * USEC_PER_SEC)
+#define ANSWER_TIMEOUT_USEC (10 * USEC_PER_SEC)
+
+struct PolkitCheck {
+        sd_bus *bus;
+        sd_bus_slot *answer, *left, *there;
+        char id[32];            /* to cancel it by: ours alone, for polkit tells callers apart */
+        bool dialogue;          /* may be open */
+        polkit_cb cb;
+        void *userdata;
+};
+
+static void cancel_dialogue(PolkitCheck *c) {
+        _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
+        bool open = c->dialogue && sd_bus_is_ready(c->bus) > 0;
+
+        c->dialogue = false;
+        /* A polkit that would have to be started for it has none open. */
+        if (open && sd_bus_message_new_method_call(c->bus, &m, DESTINATION, AUTHORITY_PATH, AUTHORITY, "CancelCheckAuthorization") >= 0 &&
+            sd_bus_message_set_auto_start(m, false) >= 0 && sd_bus_message_append(m, "s", c->id) >= 0)
+                (void) sd_bus_send(c->bus, m, NULL);
+}
+
+PolkitCheck *polkit_check_free(PolkitCheck *c) {
+        if (!c)
+                return NULL;
+        cancel_dialogue(c);
+        sd_bus_slot_unref(c->answer);
+        sd_bus_slot_unref(c->left);
+        sd_bus_slot_unref(c->there);
+        sd_bus_unref(c->bus);
+        free(c);
+        return NULL;
+}
+
+static void tell(PolkitCheck *c, PolkitAnswer answer) {
+        polkit_cb cb = TAKE_PTR(c->cb);
+
+        if (cb)
+                cb(c->userdata, answer);
+}
+
+/* Anybody's call may meet it: the journal hears of it once, until polkit answers again. */
+static void note_reachable(const sd_bus_error *error) {
+        static bool unreachable;
+
+        if (error && !unreachable)
+                log_warning("polkit can't be asked, so all is refused that needs it: %s", error->message ?: error->name);
+        unreachable = error;
+}
+
+static int on_answer(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
+        const sd_bus_error *error = sd_bus_message_get_error(m);
+        PolkitCheck *c = userdata;
+        int authorized, challenge;
+
+        if (error) {
+                note_reachable(error);
+                cancel_dialogue(c); /* which was open for too long, if polkit is still there */
+                tell(c, POLKIT_UNREACHABLE);
+                return 0;
+        }
+        note_reachable(NULL);
+        c->dialogue = false;
+        if (sd_bus_message_enter_container(m, 'r', "bba{ss}") < 0 || sd_bus_message_read(m, "bb", &authorized, &challenge) < 0)
+                tell(c, POLKIT_UNREACHABLE);
+        else
+                tell(c, authorized ? POLKIT_ALLOWED : challenge ? POLKIT_WANTS_PASSWORD : POLKIT_REFUSED);
+        return 0;
+}
+
+static int on_left(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
+        tell(userdata, POLKIT_CALLER_LEFT);
+        return 0;
+}
+
+static int on_there(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
+        PolkitCheck *c = userdata;
+        int there;
+
+        c->there = sd_bus_slot_unref(c->there);
+        if (!sd_bus_message_is_method_error(m, NULL) && sd_bus_message_read(m, "b", &there) > 0 && !there)
+                tell(c, POLKIT_CALLER_LEFT);
+        return 0;
+}
+
+/* Who has left, maybe before the bus knew that we want to hear of it, needs no dialogue any more. Nothing here waits: the bus keeps the order. */
+static int watch_caller(PolkitCheck *c, const char *caller) {
+        _cleanup_free_ char *match = NULL;
+        int r;
+
+        match = strjoinf("type='signal',sender='" BUS "',path='" BUS_PATH "',interface='" BUS "',member='NameOwnerChanged',"
+                         "arg0='%s',arg2=''", caller);
+        if (!match)
+                return -ENOMEM;
+        r = sd_bus_add_match_async(c->bus, &c->left, match, on_left, NULL, c);
+        if (r < 0)
+                return r;
+        return sd_bus_call_method_async(c->bus, &c->there, BUS, BUS_PATH, BUS, "NameHasOwner", on_there, c, "s", caller);
+}
+
+static int append_details(sd_bus_message *m, const char *const *details) {
+        int r;
+
+        r = sd_bus_message_open_container(m, 'a', "{ss}");
+        for (; r >= 0 && details && details[0]; details += 2)
+                r = sd_bus_message_append(m, "{ss}", details[0], details[1]);
+        return r < 0 ? r : sd_bus_message_close_container(m);
+}
+
+static int ask(PolkitCheck *c, const char *caller, const char *action, const char *const *details) {
+        _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
+        int r;
+
+        r = sd_bus_message_new_method_call(c->bus, &m, DESTINATION, AUTHORITY_PATH, AUTHORITY, "CheckAuthorization");
+        if (r >= 0)
+                r = sd_bus_message_append(m, "(sa{sv})s", "system-bus-name", 1, "name", "s", caller, action);
+        if (r >= 0)
+                r = append_details(m, details);
+        if (r >= 0)
+                r = sd_bus_message_append(m, "us", c->dialogue ? FLAG_INTERACTIVE : 0, c->id);
+        if (r < 0)
+                return r;
+        return sd_bus_call_async(c->bus, &c->answer, m, on_answer, c, c->dialogue ? DIALOGUE_TIMEOUT_USEC : ANSWER_TIMEOUT_USEC);
+}
+
+int polkit_check(sd_bus_message *call, const char *action, const char *const *details, bool interactive, polkit_cb cb, void *userdata,
+                 PolkitCheck **ret) {
+        static uint64_t last_id;
+        _cleanup_(polkit_check_freep) PolkitCheck *c = NULL;
+        const char *caller = sd_bus_message_get_sender(call);
+        int r;
+
+        if (!caller)
+                return -EBADMSG;
+        c = new(PolkitCheck, 1);
+        if (!c)
+                return -ENOMEM;
+        *c = (PolkitCheck) { .bus = sd_bus_ref(sd_bus_message_get_bus(call)), .cb = cb, .userdata = userdata };
+        (void) snprintf(c->id, sizeof(c->id), "vmunit-%" PRIu64, ++last_id);
+
+        if (interactive) {
+                r = watch_caller(c, caller);
+                if (r < 0)
+                        return r;
+        }
+        c->dialogue = interactive;
+        r = ask(c, caller, action, details);
+        if (r < 0) {
+                c->dialogue = false; /* nothing to cancel */
+                return r;
+        }
+        *ret = TAKE_PTR(c);
+        return 0;
+}
