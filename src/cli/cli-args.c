@@ -46,6 +46,7 @@ static const struct {
         { "help", no_argument, OPTION_HELP, ANY },
         { "version", no_argument, OPTION_VERSION, ANY },
         { "json", no_argument, OPTION_JSON, V(LIST) | V(SHOW) | V(STATUS) | V(EVENTS) | V(BACKENDS) | V(BLAME) },
+        { "no-ask-password", no_argument, OPTION_NO_ASK_PASSWORD, ANY },
         { "no-legend", no_argument, OPTION_NO_LEGEND, V(LIST) | V(EVENTS) | V(BACKENDS) },
         { "property", required_argument, OPTION_PROPERTY, V(SHOW) },
         { "value", no_argument, OPTION_VALUE, V(SHOW) },
@@ -214,6 +215,9 @@ static int option_apply(Args *a, const OptionValue *v) {
                 return 0;
         case OPTION_NO_LEGEND:
                 a->no_legend = true;
+                return 0;
+        case OPTION_NO_ASK_PASSWORD:
+                a->no_ask_password = true;
                 return 0;
         case OPTION_VALUE:
                 a->value = true;

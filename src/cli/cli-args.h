@@ -35,6 +35,7 @@ typedef enum Option {
         OPTION_VERSION = 0x100,
         OPTION_JSON,
         OPTION_NO_LEGEND,
+        OPTION_NO_ASK_PASSWORD,
         OPTION_VALUE,
         OPTION_DEFINITION,
         OPTION_VMM,
@@ -71,7 +72,7 @@ typedef struct Args {
         char **names;                   /* in argv; for create NAME and maybe FILE */
         size_t n_names;
 
-        bool version, json, no_legend, value, definition, vmm, raw, follow, force, no_block, start;
+        bool version, json, no_legend, value, definition, vmm, raw, follow, force, no_block, start, no_ask_password;
         uint64_t timeout_usec;
         bool timeout_set;
         uint64_t number;                /* UINT64_MAX: not given */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "basic/string-util.h"
+#include "cli/cli-agent.h"
 #include "cli/cli-bus.h"
 #include "cli/cli-error.h"
 #include "cli/cli-json.h"
@@ -13,10 +14,19 @@ int bus_connect(sd_bus **ret) {
                 say("vmunit", "cannot reach the system bus: %s; is it running: `systemctl status dbus`", strerror(-r));
                 return r;
         }
-
-        /* A polkit agent may ask for a password. */
-        (void) sd_bus_set_allow_interactive_authorization(bus, true);
         *ret = TAKE_PTR(bus);
+        return 0;
+}
+
+int bus_connect_asking(const Args *a, sd_bus **ret) {
+        int r;
+
+        r = bus_connect(ret);
+        if (r < 0 || a->no_ask_password)
+                return r;
+        (void) sd_bus_set_allow_interactive_authorization(*ret, true);
+        (void) sd_bus_set_method_call_timeout(*ret, UINT64_MAX);
+        agent_open();
         return 0;
 }
 

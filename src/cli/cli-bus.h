@@ -16,6 +16,8 @@
 
 /* All of these give a negative errno when they failed, and have said why. */
 int bus_connect(sd_bus **ret);
+/* The same for calls that may take a password: people may be asked, and have time, unless the options say no. */
+int bus_connect_asking(const Args *a, sd_bus **ret);
 
 /* The object path of a VM by its name or id. */
 int bus_get_vm(sd_bus *bus, Verb verb, const char *name, char **ret_path);

@@ -7,6 +7,7 @@
 
 #include "basic/fd-util.h"
 #include "basic/parse-util.h"
+#include "cli/cli-agent.h"
 #include "cli/cli-bus.h"
 #include "cli/cli-console.h"
 #include "cli/cli-error.h"
@@ -219,7 +220,7 @@ int verb_console(const Args *a) {
         Console c;
         int r;
 
-        r = bus_connect(&bus);
+        r = bus_connect_asking(a, &bus);
         if (r >= 0)
                 r = bus_get_vm(bus, a->verb, name, &path);
         if (r >= 0)
@@ -227,6 +228,7 @@ int verb_console(const Args *a) {
         if (r < 0)
                 return r;
         bus = sd_bus_flush_close_unref(bus); /* the daemon may go from here on */
+        agent_close();
 
         c = (Console) { .fd = fd, .tty = isatty(STDIN_FILENO) };
         if (c.tty) {
@@ -260,7 +262,7 @@ int verb_vsock(const Args *a) {
                 say(name, "%s is no vsock port, which is a number below 4294967295", a->names[1]);
                 return -EINVAL;
         }
-        r = bus_connect(&bus);
+        r = bus_connect_asking(a, &bus);
         if (r >= 0)
                 r = bus_get_vm(bus, a->verb, name, &path);
         if (r >= 0)

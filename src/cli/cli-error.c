@@ -13,9 +13,8 @@
 
 #define IS_DAEMON_UP "is vmunitd installed and running: `systemctl status vmunitd`"
 #define VERSIONS "vmunit and vmunitd are of different versions: `systemctl restart vmunitd`"
-#define TRY_SUDO "only root may %v a VM: try sudo"
 
-/* The first that fits counts; an error that ends in a dot stands for all that begin so. %n is the VM's name, %v the verb. */
+/* The first that fits counts; an error that ends in a dot stands for all that begin so. %n is the VM's name. */
 static const struct {
         const char *error;
         Verb verb;
@@ -54,19 +53,11 @@ static const struct {
         { DBUS "UnknownMethod", ANY, VERSIONS },
         { DBUS "UnknownInterface", ANY, VERSIONS },
         { DBUS "UnknownProperty", ANY, VERSIONS },
+        { DBUS "AccessDenied", ANY, "see USERS in vmunit(1); or try sudo" },
+        { DBUS "AuthFailed", ANY, "see USERS in vmunit(1); or try sudo" },
+        { DBUS "InteractiveAuthorizationRequired", ANY,
+          "call it on a terminal, where a password can be asked for, and without --no-ask-password; or try sudo" },
         { DBUS "LimitsExceeded", VERB_CREATE, "nothing was created; remove what is no longer needed, or ask an administrator for more" },
-};
-
-static const struct {
-        Verb verb;
-        const char *hint;
-} root_hints[] = {
-        { VERB_LIST, "only root may list the VMs: try sudo" },
-        { VERB_SHOW, "only root may read a VM's definition: try sudo" },
-        { VERB_STATUS, "only root may read this: try sudo" },
-        { VERB_CONSOLE, "only root may open a VM's console: try sudo" },
-        { VERB_LOG, "only root may read what a VM wrote: try sudo" },
-        { VERB_EVENTS, "only root may read events: try sudo" },
 };
 
 void say(const char *name, const char *format, ...) {
@@ -85,7 +76,7 @@ int say_oom(void) {
         return -ENOMEM;
 }
 
-static char *expand(const char *hint, Verb verb, const char *name) {
+static char *expand(const char *hint, const char *name) {
         _cleanup_free_ char *s = NULL;
         size_t n;
         FILE *f;
@@ -97,9 +88,6 @@ static char *expand(const char *hint, Verb verb, const char *name) {
         for (const char *p = hint; *p; p++)
                 if (p[0] == '%' && p[1] == 'n') {
                         fputs(name, f);
-                        p++;
-                } else if (p[0] == '%' && p[1] == 'v') {
-                        fputs(strempty(verb_to_string(verb)), f);
                         p++;
                 } else
                         fputc(*p, f);
@@ -117,18 +105,11 @@ static bool is_refusal(const char *error) {
 }
 
 char *error_hint(const char *error, Verb verb, const char *name, bool root) {
-        if (is_refusal(error)) {
-                if (root)
-                        return NULL;
-                for (size_t i = 0; i < ELEMENTSOF(root_hints); i++)
-                        if (root_hints[i].verb == verb)
-                                return strdup(root_hints[i].hint);
-                return expand(TRY_SUDO, verb, name);
-        }
-
+        if (root && is_refusal(error))
+                return NULL;
         for (size_t i = 0; i < ELEMENTSOF(hints); i++)
                 if (error_fits(error, hints[i].error) && (hints[i].verb == ANY || hints[i].verb == verb))
-                        return expand(hints[i].hint, verb, name);
+                        return expand(hints[i].hint, name);
         return NULL;
 }
 

@@ -378,7 +378,7 @@ int operate(const Args *a) {
                         return r;
         }
 
-        r = bus_connect(&all.bus);
+        r = bus_connect_asking(a, &all.bus);
         if (r < 0)
                 return r;
 

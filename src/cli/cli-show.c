@@ -189,7 +189,7 @@ int verb_show(const Args *a) {
         _cleanup_free_ char *path = NULL;
         int r;
 
-        r = bus_connect(&bus);
+        r = a->definition ? bus_connect_asking(a, &bus) : bus_connect(&bus);
         if (r >= 0)
                 r = bus_get_vm(bus, a->verb, a->names[0], &path);
         if (r < 0)

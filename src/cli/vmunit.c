@@ -2,6 +2,7 @@
 #include <locale.h>
 #include <stdio.h>
 
+#include "cli/cli-agent.h"
 #include "cli/cli-args.h"
 #include "cli/cli-blame.h"
 #include "cli/cli-console.h"
@@ -54,7 +55,8 @@ static void help_options(void) {
               "     --timeout=TIME      stop: how long the guest has (as 30, 1min, infinity; 0: force at once)\n"
               "     --force             remove: kill it first if it runs\n"
               "     --no-block          create --start, start, stop, reboot, remove: do not wait for the end\n"
-              "     --start             create: start it, too\n",
+              "     --start             create: start it, too\n"
+              "     --no-ask-password   Fail where a password would be asked for\n",
               stdout);
 }
 
@@ -148,6 +150,7 @@ int main(int argc, char **argv) {
                 return r == -EINVAL ? EXIT_USAGE : EXIT_FAILURE;
 
         r = run(&a);
+        agent_close();
         if (fflush(stdout) != 0 || ferror(stdout)) {
                 say("vmunit", "cannot write the output");
                 return EXIT_FAILURE;

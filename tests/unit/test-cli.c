@@ -230,9 +230,9 @@ static void test_hints(void) {
         one_hint("org.vmunit1.Error.NotRunning", VERB_PAUSE, true, "`vmunit start web` starts it");
         one_hint("org.vmunit1.Error.InvalidState", VERB_REMOVE, true, "`vmunit stop web` first, or `vmunit remove --force web`");
         one_hint("org.vmunit1.Error.InvalidState", VERB_PAUSE, true, "`vmunit status web` shows its state");
-        one_hint("org.freedesktop.DBus.Error.AccessDenied", VERB_STOP, false, "only root may stop a VM: try sudo");
+        one_hint("org.freedesktop.DBus.Error.AccessDenied", VERB_STOP, false, "see USERS in vmunit(1); or try sudo");
         one_hint("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", VERB_LOG, false,
-                 "only root may read what a VM wrote: try sudo");
+                 "call it on a terminal, where a password can be asked for, and without --no-ask-password; or try sudo");
         one_hint("org.freedesktop.DBus.Error.AccessDenied", VERB_STOP, true, NULL);
         one_hint("org.freedesktop.DBus.Error.ServiceUnknown", VERB_LIST, true,
                  "is vmunitd installed and running: `systemctl status vmunitd`");
