@@ -10,16 +10,17 @@
 
 import pwd
 
+import vmunit_test
 from vmunit_test import *
 
-__all__ = "User Agent POLKIT AUTHORITY polkit_rules".split()
+__all__ = "User Agent POLKIT AUTHORITY polkit_rules restart_polkit".split()
 
 POLKIT, AUTHORITY = "org.freedesktop.PolicyKit1", "/org/freedesktop/PolicyKit1/Authority"
 RULES = "/etc/polkit-1/rules.d"
 
 # Calls as it is told on its standard input, several at a time; a line for each answer.
 _CLIENT = """
-import json, sys
+import json, os
 from gi.repository import Gio, GLib
 bus = Gio.bus_get_sync(Gio.BusType.SYSTEM)
 loop = GLib.MainLoop()
@@ -31,18 +32,23 @@ def ended(connection, result, number):
         name = Gio.DBusError.get_remote_error(e)
         answer = [number, False, [name or str(e.code), e.message.removeprefix(f"GDBus.Error:{name}: ")]]
     print(json.dumps(answer), flush=True)
-def on_line(channel, condition):
-    line = sys.stdin.readline()
-    if not line:
+rest = b""
+def on_input(*_):
+    global rest
+    piece = os.read(0, 1 << 16)
+    if not piece:
         loop.quit()
-        return False
+    *lines, rest = (rest + piece).split(b"\\n")
+    for line in lines:
+        make_call(line)
+    return bool(piece)
+def make_call(line):
     number, path, interface, method, parameters, interactive, timeout = json.loads(line)
     flags = Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else Gio.DBusCallFlags.NONE
     bus.call_with_unix_fd_list("org.vmunit1", path, interface, method, GLib.Variant.parse(None, parameters), None, flags,
                                timeout, None, None, ended, number)
-    return True
-print(json.dumps([bus.get_unique_name(), __import__("os").getpid()]), flush=True)
-GLib.io_add_watch(0, GLib.PRIORITY_DEFAULT, GLib.IOCondition.IN | GLib.IOCondition.HUP, on_line)
+print(json.dumps([bus.get_unique_name(), os.getpid()]), flush=True)
+GLib.io_add_watch(0, GLib.PRIORITY_DEFAULT, GLib.IOCondition.IN | GLib.IOCondition.HUP, on_input)
 loop.run()
 """
 
@@ -167,10 +173,12 @@ class Agent:
     def _on_call(self, _connection, _sender, _path, _interface, method, parameters, invocation):
         if method == "CancelAuthentication":
             self.cancelled.append(parameters.unpack()[0])
+            vmunit_test._happened()
             invocation.return_value(None)
             return
         action, message, _icon, _details, cookie, identities = parameters.unpack()
         self.questions.append((action, message))
+        vmunit_test._happened()
         self._waiting.append((invocation, cookie, identities[0]))
         if self.answer != "later":
             self.go_on()
@@ -181,10 +189,16 @@ class Agent:
         for invocation, cookie, (kind, details) in waiting:
             if self.answer == "yes":
                 identity = (kind, {k: GLib.Variant("u", v) for k, v in details.items()})
-                self._authority("AuthenticationAgentResponse2", "(us(sa{sv}))", self.user.uid, cookie, identity)
+                self._authority("AuthenticationAgentResponse2", "(us(sa{sv}))", os.getuid(), cookie, identity)
                 invocation.return_value(None)
             else:
                 invocation.return_dbus_error(POLKIT + ".Error.Cancelled", "Dismissed")
+
+
+def restart_polkit():
+    """It forgets passwords that were given; it is ready when this returns."""
+    systemctl("reset-failed", "polkit.service", check=False)     # or it would have been started too often
+    systemctl("restart", "polkit.service")
 
 
 @contextlib.contextmanager
@@ -194,9 +208,9 @@ def polkit_rules(text, name="40-test.rules"):
     with open(path, "w", encoding="utf-8") as f:
         f.write(text)
     os.chmod(path, 0o644)
-    systemctl("restart", "polkit.service")
+    restart_polkit()
     try:
         yield
     finally:
         os.unlink(path)
-        systemctl("restart", "polkit.service")
+        restart_polkit()
