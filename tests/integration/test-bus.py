@@ -328,16 +328,16 @@ def _():
         before, events = vm.properties(), manager.events()
         for method in VM_METHODS:
             if method != "GetStats":
-                with expect_error("AccessDenied", method):
+                with expect_error("InteractiveAuthorizationRequired", vm.Name):
                     vm_call(vm, method, {}, NOBODY)
-        with expect_error("AccessDenied"):
+        with expect_error("InteractiveAuthorizationRequired", "theirs"):
             call_as(NOBODY, ROOT, MANAGER, "CreateVM", "ssa{sv}", "theirs", json.dumps(tiny_definition()), {})
         assert vm.properties() == before and manager.events() == events
         assert [v[0] for v in manager.list()] == [vm.Name]
         vm.stop()
         with launcher_stopped():
             vm.start(no_block=True)
-            with expect_error("AccessDenied"):
+            with expect_error("InteractiveAuthorizationRequired"):
                 call_as(NOBODY, vm.Job, JOB, "Cancel", "a{sv}", {})
             assert vm.State == "Starting"
             vm.kill()

@@ -4,6 +4,8 @@
 """Who may call what: real users in sessions of logind, a real polkitd, and an agent that answers its questions."""
 
 import os
+import pty
+import re
 import shutil
 import sys
 from xml.etree import ElementTree
@@ -567,11 +569,102 @@ def _():
     for caller in (alice, root):                # root's call makes it no other VM
         with expect_error("BackendFailed", kernel):
             caller.call(hers.path, VM_INTERFACE, "Start", "a{sv}", {})
-    for path in ("/etc/shadow", "/root/x", "/var/lib/vmunit/vmunit.db"):
+    for path in ("/etc/shadow", "/etc/gshadow", "/var/lib/vmunit/vmunit.db"):
         alice.call(hers.path, VM_INTERFACE, "Update", "sa{sv}", json.dumps({"boot": {"kernel": path}}), {})
         with expect_error("BackendFailed", path):
             alice.call(hers.path, VM_INTERFACE, "Start", "a{sv}", {})
     manager.remove_all()
+
+
+# Rules
+
+def documented_rules():
+    with open(os.path.join(os.environ["VMUNIT_TOP"], "docs/security.md"), encoding="utf-8") as f:
+        return re.findall(r"^```js\n(.*?)^```", f.read(), re.M | re.S)
+
+
+VERBS = {"Start": "", "Stop": "", "Kill": "", "GetDefinition": "", "GetLastOutput": "", "OpenConsole": ""}
+
+
+def allowed(user, vm):
+    """The methods that polkit lets the user call, of VERBS"""
+    return {m for m in VERBS if outcome(lambda: user.call(vm.path, VM_INTERFACE, m, "a{sv}", {})) == Y}
+
+
+@test("the rules in the docs do what they say", timeout=120)
+def _():
+    operator, admin, member, runner = (User(f"in-{g}", groups=(g,)) for g in ("operators", "vm-admins", "vm-users", "ci"))
+    stop, admins, users, ci, vault = documented_rules()
+    changes = {"Start", "Stop", "Kill"}
+    with vm_of(root, "web") as web, vm_of(alice, "ci-1") as one, vm_of(alice, "vault") as safe:
+        with polkit_rules(stop):
+            assert (allowed(operator, web), allowed(operator, one), allowed(dave, web)) == ({"Stop"}, set(), set())
+        with polkit_rules(admins):
+            assert allowed(admin, web) == allowed(admin, one) == set(VERBS) and allowed(dave, web) == set()
+            assert outcome(lambda: admin.create("new", definition())) == Y
+            assert outcome(lambda: admin.create("roots", definition(), owner=0)) == P
+            assert outcome(lambda: admin.call(web.path, VM_INTERFACE, "Update", "sa{sv}", "{}", {})) == P
+            assert outcome(lambda: admin.call(one.path, VM_INTERFACE, "Update", "sa{sv}", "{}", {})) == Y
+            VM("new").remove()
+            VM("new").wait_gone()
+        with polkit_rules(users):
+            assert outcome(lambda: member.create("new", definition())) == Y
+            assert outcome(lambda: alice.create("other", definition())) == P        # though at the machine
+            assert allowed(member, web) == set() and allowed(member, VM("new")) == set(VERBS)
+            VM("new").remove(force=True)
+            VM("new").wait_gone()
+        with polkit_rules(ci):
+            assert allowed(runner, one) == changes | {"GetDefinition", "GetLastOutput"}
+            assert allowed(runner, web) == set() == allowed(operator, one)
+        with polkit_rules(vault), Agent(dave, "yes") as agent:
+            with expect_error("AccessDenied", "vault"):
+                dave.call(safe.path, VM_INTERFACE, "Start", "a{sv}", {}, interactive=True)
+            assert agent.questions == [] and allowed(alice, safe) == set(VERBS)
+
+
+# The command
+
+def on_terminal(user, *command, answers):
+    """What it writes on a terminal, where each answer is typed when its question is there; and its status."""
+    def become():
+        os.initgroups(user.name, user.uid)
+        os.setgid(user.uid)
+        os.setuid(user.uid)
+    pid, terminal = pty.fork()
+    if not pid:
+        with contextlib.suppress(OSError):
+            become()
+            os.execvpe(command[0], command, {**os.environ, "LC_ALL": "C"})
+        os._exit(127)
+    seen = b""
+    for question, answer in answers:
+        seen += read_until(terminal, question)
+        os.write(terminal, answer)
+    with contextlib.suppress(OSError):          # at its end
+        while piece := os.read(terminal, 4096):
+            seen += piece
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()
+
+
+@test("vmunit asks for the password on a terminal, if it may")
+def _():
+    if not shutil.which("pkttyagent"):
+        raise Skip("there is no pkttyagent")
+    subprocess.run(["chpasswd"], input="root:a password", text=True, check=True)
+    with vm_of(root, "asked") as vm:
+        status, text = on_terminal(dave, "vmunit", "start", "--no-ask-password", "asked", answers=())
+        assert status == 1 and "takes a password" in text and "AUTHENTICATING" not in text, text
+        status, text = on_terminal(dave, "vmunit", "status", "asked", answers=())
+        assert status == 0 and "AUTHENTICATING" not in text, text
+        status, text = on_terminal(dave, "vmunit", "start", "asked", answers=((b"Password:", b"a password\n"),))
+        assert status == 0 and "manage the virtual machine asked" in text, text
+        assert vm.State == "Running"
+        status, text = on_terminal(alice, "vmunit", "show", "--definition", "asked", answers=((b"Password:", b"a password\n"),))
+        assert status == 0 and '"version"' in text, text
+        status, text = on_terminal(dave, "vmunit", "kill", "asked", answers=((b"Password:", b"another\n"),) * 3)
+        assert status == 1 and "does not allow" in text, text
+        assert vm.State == "Running"
 
 
 run()
