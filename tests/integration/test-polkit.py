@@ -8,6 +8,7 @@ import pty
 import re
 import shutil
 import sys
+import termios
 from xml.etree import ElementTree
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
@@ -624,45 +625,41 @@ def _():
 
 # The command
 
-def on_terminal(user, *command, answers):
-    """What it writes on a terminal, where each answer is typed when its question is there; and its status."""
-    def become():
-        os.initgroups(user.name, user.uid)
-        os.setgid(user.uid)
-        os.setuid(user.uid)
+def on_terminal(user, command, answers):
+    """What it writes on a terminal of a session, where each answer is typed when its question is there; and its status."""
     pid, terminal = pty.fork()
     if not pid:
-        with contextlib.suppress(OSError):
-            become()
-            os.execvpe(command[0], command, {**os.environ, "LC_ALL": "C"})
-        os._exit(127)
-    seen = b""
-    for question, answer in answers:
-        seen += read_until(terminal, question)
-        os.write(terminal, answer)
+        os.execvpe("su", ["su", "--login", user.name, "--session-command", command], {**os.environ, "LC_ALL": "C"})
+    seen, answered, answers = b"", 0, list(answers)
     with contextlib.suppress(OSError):          # at its end
         while piece := os.read(terminal, 4096):
             seen += piece
+            if answers and answers[0][0] in seen[answered:]:
+                answered = len(seen)
+                # What is typed before the echo is off gets lost.
+                wait_for(lambda: not termios.tcgetattr(terminal)[3] & termios.ECHO, poll=0.01)
+                os.write(terminal, answers.pop(0)[1])
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()
 
 
-@test("vmunit asks for the password on a terminal, if it may")
+@test("vmunit asks for the password on a terminal, if it may", timeout=60)
 def _():
     if not shutil.which("pkttyagent"):
         raise Skip("there is no pkttyagent")
     subprocess.run(["chpasswd"], input="root:a password", text=True, check=True)
+    right = [(b"Password:", b"a password\n")]
     with vm_of(root, "asked") as vm:
-        status, text = on_terminal(dave, "vmunit", "start", "--no-ask-password", "asked", answers=())
+        status, text = on_terminal(dave, "vmunit start --no-ask-password asked", ())
         assert status == 1 and "takes a password" in text and "AUTHENTICATING" not in text, text
-        status, text = on_terminal(dave, "vmunit", "status", "asked", answers=())
+        status, text = on_terminal(dave, "vmunit status asked", ())
         assert status == 0 and "AUTHENTICATING" not in text, text
-        status, text = on_terminal(dave, "vmunit", "start", "asked", answers=((b"Password:", b"a password\n"),))
+        status, text = on_terminal(dave, "vmunit start asked", right)
         assert status == 0 and "manage the virtual machine asked" in text, text
         assert vm.State == "Running"
-        status, text = on_terminal(alice, "vmunit", "show", "--definition", "asked", answers=((b"Password:", b"a password\n"),))
+        status, text = on_terminal(alice, "vmunit show --definition asked", right)
         assert status == 0 and '"version"' in text, text
-        status, text = on_terminal(dave, "vmunit", "kill", "asked", answers=((b"Password:", b"another\n"),) * 3)
+        status, text = on_terminal(dave, "vmunit kill asked", [(b"Password:", b"another\n")])
         assert status == 1 and "does not allow" in text, text
         assert vm.State == "Running"
 
