@@ -85,6 +85,14 @@ int rm_rf(const char *path) {
         return remove_at(fd, name + 1);
 }
 
+int rm_content(const char *path) {
+        int fd = open_dir_at(AT_FDCWD, path);
+
+        if (fd < 0)
+                return fd == -ENOENT ? 0 : fd;
+        return remove_content(fd);
+}
+
 int create_fresh(const char *path) {
         int fd;
 

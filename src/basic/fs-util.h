@@ -9,6 +9,8 @@ int mkdir_ok(const char *path, unsigned mode);
 /* Removes a file or a whole directory, by an absolute path; never follows a symbolic link nor enters what is mounted there (-EBUSY). What
  * is not there is fine. */
 int rm_rf(const char *path);
+/* What is in that directory */
+int rm_content(const char *path);
 
 /* A fresh file of mode 0600 at path, opened read-write, close-on-exec; an older one is replaced, not truncated: whoever
  * still holds it keeps what it had. */

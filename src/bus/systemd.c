@@ -37,6 +37,8 @@ struct SystemdCall {
         ScopeParams params;     /* CALL_SCOPE */
         char *job;              /* its path; NULL until PID 1 has answered */
         bool with_pidfd;
+        bool carries_slice;     /* and PID 1 has not answered yet */
+        bool waits;             /* for one that does */
         bool resent;            /* asked for more than once */
         sd_event_source *timer, *resend;
         SystemdCall *check;     /* is it running after all? which one is it? */
@@ -146,10 +148,13 @@ static int on_unit_removed(sd_bus_message *m, void *userdata, sd_bus_error *erro
 
 static int send_start(SystemdCall *c);
 
+static void slice_answered(SystemdCall *c, bool made);
+
 static void scope_done(SystemdCall *c, const sd_bus_error *error) {
         systemd_done_cb cb = c->cb.done;
 
         c->cb.done = NULL;
+        slice_answered(c, !error);
         if (cb)
                 cb(c->userdata, error);
 }
@@ -161,6 +166,31 @@ static void scope_failed(SystemdCall *c, const char *name, const char *message) 
         scope_done(c, &e);
 }
 
+static SystemdCall *find_slice_call(const SystemdCall *of, bool waits) {
+        for (SystemdCall *c = of->systemd->scopes; c; c = c->next)
+                if (c != of && c->params.slice_made == of->params.slice_made && (waits ? c->waits : c->carries_slice))
+                        return c;
+        return NULL;
+}
+
+/* If it was refused, the next one brings the slice along, and the rest waits for that. */
+static void slice_answered(SystemdCall *c, bool made) {
+        SystemdCall *w;
+
+        if (!c->carries_slice)
+                return;
+        c->carries_slice = false;
+        *c->params.slice_made = made;
+        while ((w = find_slice_call(c, true)) && (made || !find_slice_call(c, false))) {
+                int r;
+
+                w->waits = false;
+                r = send_start(w);
+                if (r < 0)
+                        scope_failed(w, VMUNIT_ERROR_BACKEND_FAILED, strerror(-r));
+        }
+}
+
 static int on_job_removed(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         Systemd *s = userdata;
         const char *job, *unit, *result;
@@ -169,7 +199,7 @@ static int on_job_removed(sd_bus_message *m, void *userdata, sd_bus_error *error
                 return 0;
 
         for (SystemdCall *c = s->scopes; c; c = c->next) {
-                if (!c->cb.done || !(c->job ? streq(c->job, job) : c->resent && streq(c->params.scope, unit)))
+                if (!c->cb.done || c->waits || !(c->job ? streq(c->job, job) : c->resent && streq(c->params.scope, unit)))
                         continue;
                 if (streq(result, "done"))
                         scope_done(c, NULL);
@@ -323,7 +353,7 @@ static int new_start_message(SystemdCall *c, sd_bus_message **ret) {
         r = sd_bus_message_open_container(m, 'a', "(sa(sv))");
         if (r < 0)
                 return r;
-        if (c->params.make_slice) {
+        if (c->carries_slice) {
                 r = append_slice(m, &c->params);
                 if (r < 0)
                         return r;
@@ -371,6 +401,8 @@ static int on_start_reply(sd_bus_message *m, void *userdata, sd_bus_error *error
                 c->systemd->has_pidfds = true;
         if (sd_bus_message_read(m, "o", &job) < 0 || free_and_strdup(&c->job, job) < 0)
                 scope_failed(c, VMUNIT_ERROR_BACKEND_FAILED, "no job in systemd's answer");
+        else
+                slice_answered(c, true);
         return 0;
 }
 
@@ -379,6 +411,7 @@ static int send_start(SystemdCall *c) {
         int r;
 
         c->with_pidfd = c->systemd->has_pidfds != 0 && c->params.pidfd >= 0;
+        c->carries_slice = c->params.slice_made && !*c->params.slice_made;
         r = new_start_message(c, &m);
         if (r < 0)
                 return r;
@@ -406,7 +439,8 @@ int systemd_start_scope(Systemd *s, const ScopeParams *p, systemd_done_cb cb, vo
                                        on_job_timeout, c);
         if (r < 0)
                 return r;
-        r = send_start(c);
+        c->waits = p->slice_made && !*p->slice_made && find_slice_call(c, false);
+        r = c->waits ? 0 : send_start(c);
         if (r < 0)
                 return r;
 

@@ -33,7 +33,9 @@ typedef struct ScopeParams {
         int pidfd;
         uint64_t timeout_stop_usec;
         const char *before;                     /* a unit that is stopped before it, or NULL */
-        bool make_slice;                        /* false: somebody's slice is there already */
+        /* Whether the slice is there; set when PID 1 has taken over a scope that brought it along. Until then the other scopes of that slice
+         * wait, for PID 1 makes one without limits by itself, and takes no second. NULL: somebody's slice is there already */
+        bool *slice_made;
         int (*append_slice)(sd_bus_message *m, void *userdata); /* more (sv) for the slice, or NULL */
         void *append_userdata;
 } ScopeParams;

@@ -5,6 +5,7 @@
 #include "basic/log.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
+#include "core/share.h"
 #include "core/vm-private.h"
 
 /* Pause, Resume, Reset, Reboot: one call to the VMM each. A reboot waits for the guest as long as a stop would. Where the VMM's API
@@ -79,6 +80,8 @@ void call_reply(void *userdata, int error, const char *message) {
         else if (error < 0)
                 call_finish(vm, VMUNIT_ERROR_BACKEND_FAILED, message ?: strerror(-error), false);
         else if (error == 0) {
+                if (vm->job->call == CALL_RESET)
+                        shares_reset(vm);
                 call_show(vm, vm->job->call);
                 call_finish(vm, NULL, NULL, false);
         }

@@ -11,8 +11,6 @@
 
 #define RETRY_MIN_USEC (1 * USEC_PER_SEC)
 #define RETRY_MAX_USEC (60 * USEC_PER_SEC)
-/* Processes that SIGKILL has not ended by then hang in the kernel. */
-#define KILL_TIMEOUT_USEC (15 * USEC_PER_SEC)
 
 static void try_again(VM *vm);
 
@@ -38,13 +36,15 @@ static void remove_blocked(VM *vm, const char *what, const char *why) {
 
 /* Without the proof that all of it is dead nothing goes. */
 static void try_again(VM *vm) {
+        char why[512];
+
         vm->retry = sd_event_source_disable_unref(vm->retry);
         if (!vm->run) {
                 remove_run_gone(vm);
                 return;
         }
         run_kill(vm->run);
-        remove_blocked(vm, "its processes and units", "they are not gone although they were killed");
+        remove_blocked(vm, "its processes and units", vm_hangs(vm, why, sizeof(why)) ? why : "they are not gone although they were killed");
 }
 
 static int remove_record(VM *vm) {
@@ -127,7 +127,7 @@ int remove_begin(VM *vm) {
                 run_kill(vm->run); /* its end goes on */
         else if (vm->run)
                 vm_end_run(vm);
-        arm_retry(vm, KILL_TIMEOUT_USEC);
+        arm_retry(vm, VM_KILL_TIMEOUT_USEC);
         return 0;
 }
 

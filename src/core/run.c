@@ -174,7 +174,7 @@ static void run_gone(Run *r) {
 
         k = FAULT_POINT("run.gone", FAULT_FAILS, 0);
         if (k >= 0)
-                k = rm_rf(r->run_dir);
+                k = r->keeps_dir && *r->keeps_dir ? rm_content(r->run_dir) : rm_rf(r->run_dir);
         if (k < 0)
                 log_warning_errno(k, "%s: can't remove %s", r->scope, r->run_dir);
         r->handler->gone(r->userdata);

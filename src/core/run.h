@@ -42,6 +42,7 @@ struct Run {
         bool dead, helper_dead, status_told, stop_told;
         bool ending;                            /* on its way to gone */
         bool leaves_slice;                      /* which is another run's to wait for */
+        const bool *keeps_dir;                  /* if so, what is in run_dir goes alone; NULL: no */
         const unsigned *n_others;               /* runs that leave it to this one, or NULL */
         bool slice_left;                        /* somebody else's unit keeps the slice */
 

@@ -428,9 +428,9 @@ static int make_files(ShareStart *s) {
 
         r = FAULT_POINT("share.files", FAULT_FAILS, 0);
         if (r >= 0)
-                r = rm_rf(share->dir);
+                r = mkdir_ok(share->dir, 0700); /* never without it: by that a daemon that comes back knows of the share */
         if (r >= 0)
-                r = mkdir_ok(share->dir, 0700);
+                r = rm_content(share->dir);
         if (r >= 0)
                 r = s->exit_fd = make_in(share, "exit", create_fresh);
         if (r >= 0)

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 
 #include "basic/fault.h"
+#include "basic/fd-util.h"
 #include "basic/name-util.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
@@ -19,12 +20,22 @@
 /* The same where it was the daemon that was away */
 #define TAKEOVER_GRACE_USEC (1 * USEC_PER_SEC)
 
+/* A VMM that resets its guest tries for a minute to connect to a fresh virtiofsd, and then tells of the reset. One that ends without a reset
+ * has no business to: its guest hangs. */
+#ifdef FAULT_INJECTION
+#define PROOF_USEC (10 * USEC_PER_SEC)
+#else
+#define PROOF_USEC (75 * USEC_PER_SEC)
+#endif
+#define RENEWALS_MAX 3U
+
 #define DIRECTORY_PREFIX "fs-"
 
 static void share_done(Share *share) {
         share->start = share_start_free(share->start);
         share->run = run_free(share->run);
         share->grace = sd_event_source_disable_unref(share->grace);
+        share->proof = sd_event_source_disable_unref(share->proof);
         free(share->tag);
         free(share->scope);
         free(share->dir);
@@ -127,8 +138,44 @@ const char *shares_waited_for(const VM *vm) {
         return NULL;
 }
 
+/* Of /proc/net/unix: all the sockets that there are, with the paths of those that were connected to. Listening ones have this flag. */
+#define SOCKETS_MAX (16U * 1024U * 1024U)
+#define SOCKET_LISTENS "00010000"
+
+static bool is_connected(const Share *share, const char *sockets) {
+        _cleanup_free_ char *end = strjoinf(" %s/socket\n", share->dir);
+
+        for (const char *p = end ? strstr(sockets, end) : NULL; p; p = strstr(p + 1, end)) {
+                const char *line = p;
+
+                while (line > sockets && line[-1] != '\n')
+                        line--;
+                if (!memmem(line, (size_t) (p - line), " " SOCKET_LISTENS " ", strlen(SOCKET_LISTENS) + 2))
+                        return true;
+        }
+        return false;
+}
+
+const char *shares_connected_last(const VM *vm) {
+        _cleanup_free_ char *sockets = NULL;
+
+        if (vm->n_shares == 0 || !vm->ops->connects_shares || read_file_all("/proc/self/net/unix", SOCKETS_MAX, &sockets, NULL) < 0)
+                return NULL;
+        for (size_t i = vm->n_shares; i-- > 0;)
+                if (is_connected(vm->shares + i, sockets))
+                        return vm->shares[i].tag;
+        return NULL;
+}
+
 bool shares_ready(const VM *vm) {
         return !shares_waited_for(vm);
+}
+
+const Share *shares_living(const VM *vm) {
+        for (size_t i = 0; i < vm->n_shares; i++)
+                if (vm->shares[i].run && run_is_alive(vm->shares[i].run))
+                        return vm->shares + i;
+        return NULL;
 }
 
 /* What the VM is to hear of it */
@@ -145,8 +192,10 @@ void share_is_ready(Share *share) {
 static void share_lost(Share *share) {
         VM *vm = share->vm;
 
-        if (vm->start && !share->run->ending)
+        if (vm->start && share->run && !share->run->ending)
                 share_start_died(share);
+        if (vm_is_alive(vm) && vm->stop)
+                stop_share_lost(vm);
         if (!vm_is_alive(vm) || vm->start || vm->stop || vm->rec.state == VM_REMOVING || relaunch_pending(vm))
                 return;
         if (vm->vmm)
@@ -202,11 +251,41 @@ static bool was_left(const Share *share) {
                 (share->unborn || (r->exit_known && WIFEXITED(r->status) && WEXITSTATUS(r->status) == 0));
 }
 
+static int on_proof_late(sd_event_source *source, uint64_t usec, void *userdata) {
+        Share *share = userdata;
+
+        share->proof = sd_event_source_disable_unref(share->proof);
+        if (share->vm->vmm)
+                share->vm->ops->drain(share->vm->vmm);
+        if (share->n_renewals > 0)
+                share_lost(share);
+        return 0;
+}
+
+void shares_reset(VM *vm) {
+        for (size_t i = 0; i < vm->n_shares; i++) {
+                vm->shares[i].n_renewals = 0;
+                vm->shares[i].proof = sd_event_source_disable_unref(vm->shares[i].proof);
+        }
+}
+
+/* Before it is known whether there was a reset, but not again and again */
+static bool may_renew(Share *share) {
+        VM *vm = share->vm;
+
+        if (vm->vmm)
+                vm->ops->drain(vm->vmm);
+        if (share->n_renewals++ >= RENEWALS_MAX)
+                return false;
+        return share->proof || sd_event_add_time_relative(vm->manager->event, &share->proof, CLOCK_MONOTONIC, PROOF_USEC, 0, on_proof_late,
+                                                          share) >= 0;
+}
+
 static int on_grace_over(sd_event_source *source, uint64_t usec, void *userdata) {
         Share *share = userdata;
 
         share->grace = sd_event_source_disable_unref(share->grace);
-        share->renew = vm_is_alive(share->vm) && !share->vm->stop && was_left(share);
+        share->renew = vm_is_alive(share->vm) && !share->vm->stop && was_left(share) && may_renew(share);
         if (share->renew)
                 run_end(share->run);
         else
@@ -278,6 +357,7 @@ int share_new_run(Share *share) {
         share->run->scope = share->scope;
         share->run->slice = vm->slice;
         share->run->run_dir = share->dir;
+        share->run->keeps_dir = &share->renew;
         share->run->leaves_slice = true;
         (void) snprintf(share->run->backend, sizeof(share->run->backend), "virtiofsd");
         vm->n_share_runs++;
@@ -290,6 +370,7 @@ void shares_end(VM *vm) {
 
                 share->ready = share->renew = false;
                 share->grace = sd_event_source_disable_unref(share->grace);
+                share->proof = sd_event_source_disable_unref(share->proof);
                 if (share->run)
                         share->run->status_told = true; /* of no interest any more */
                 if (!share_start_abandon(share) && share->run)

@@ -18,6 +18,8 @@ typedef struct Share {
         bool renew;                     /* the VMM has left it and takes a fresh one */
         bool unborn;                    /* the daemon that was to start it has died meanwhile */
         sd_event_source *grace;         /* it has ended: is it that the VMM has, too? */
+        unsigned n_renewals;            /* since the VMM last told of a reset of its guest */
+        sd_event_source *proof;         /* until when it has to tell of one */
 } Share;
 
 /* share.c */
@@ -32,6 +34,13 @@ void shares_end(VM *vm);
 bool shares_ready(const VM *vm);
 /* The tag of one that is not ready, or NULL */
 const char *shares_waited_for(const VM *vm);
+/* The tag of that to which the VMM has connected last, where it does that itself: one after the other, so it waits for this one, if it waits
+ * for any. NULL: to none, or it is not known */
+const char *shares_connected_last(const VM *vm);
+/* One whose virtiofsd lives, or NULL */
+const Share *shares_living(const VM *vm);
+/* The VMM has come up anew, with devices that are connected anew. */
+void shares_reset(VM *vm);
 /* Looks after those that have ended while no daemon was there; the VM's own run was found alive. */
 void shares_take_over(VM *vm);
 /* Fails the start under way by a virtiofsd that has ended, if one has: what the VMM says of that is less. */

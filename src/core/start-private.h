@@ -60,8 +60,10 @@ typedef struct Step {
         bool waits;             /* most often its act gives STEP_WAITS */
 } Step;
 
+#define START_STEP_CLEAR 0
 #define START_STEP_SHARES 5
 #define START_STEP_FORK 6       /* the one that makes the VMM's process */
+#define START_STEP_EXEC 7
 
 extern const Step start_steps[];
 extern const unsigned n_start_steps;

@@ -508,7 +508,6 @@ static void on_scope(void *userdata, const sd_bus_error *error) {
 int vm_start_scope(VM *vm, const Run *run, const char *description, systemd_done_cb cb, void *userdata, SystemdCall **ret) {
         uint64_t stop = vm->definition->stop_timeout_usec;
         uint64_t timeout = (run == vm->run ? 10 : 20) * USEC_PER_SEC; /* the VMM's ends first */
-        int r;
 
         if (!vm->slice_description)
                 vm->slice_description = strjoinf("Slice of virtual machine %s", vm->rec.name);
@@ -524,14 +523,11 @@ int vm_start_scope(VM *vm, const Run *run, const char *description, systemd_done
                 .pidfd = run->helper_pidfd,
                 .timeout_stop_usec = stop == USEC_INFINITY ? USEC_INFINITY : stop + timeout,
                 .before = run == vm->run ? NULL : vm->scope,
-                .make_slice = !vm->slice_left && !vm->slice_made,
+                .slice_made = vm->slice_left ? NULL : &vm->slice_made,
                 .append_slice = append_resources,
                 .append_userdata = vm,
         };
-        r = systemd_start_scope(vm->manager->systemd, &p, cb, userdata, ret);
-        if (r >= 0)
-                vm->slice_made = true;
-        return r;
+        return systemd_start_scope(vm->manager->systemd, &p, cb, userdata, ret);
 }
 
 static int step_scope(Start *s) {
@@ -733,14 +729,14 @@ static int step_boot(Start *s) {
 }
 
 const Step start_steps[] = {
-        { "clear", step_clear, NULL, true },
+        [START_STEP_CLEAR] = { "clear", step_clear, NULL, true },
         { "files", step_files, undo_asked_and_files, false },
         { "open", step_open, start_undo_open, true },
         { "launch", step_launch, start_undo_launch, true },
         { "scope", step_scope, undo_scope, true },
         [START_STEP_SHARES] = { "shares", step_shares, NULL, false },
         [START_STEP_FORK] = { "fork", step_fork, NULL, true },
-        { "exec", step_exec, NULL, true }, /* its interval is closed when nothing of it lives */
+        [START_STEP_EXEC] = { "exec", step_exec, NULL, true }, /* its interval is closed when nothing of it lives */
         { "connect", step_connect, undo_connect, true },
         { "boot", step_boot, NULL, true },
 };

@@ -178,14 +178,66 @@ static void start_rolled_back(Start *s) {
                 (void) remove_begin(vm);
 }
 
+/* What a step that hangs waits for, where that is known */
+static void describe_wait(Start *s, char *buf, size_t size) {
+        const char *share = NULL;
+
+        if (s->step == START_STEP_CLEAR)
+                (void) vm_hangs(s->vm, buf, size);
+        else if (s->step == START_STEP_SHARES)
+                share = shares_waited_for(s->vm);
+        else if (s->step > START_STEP_EXEC)
+                share = shares_connected_last(s->vm);
+        if (share)
+                (void) snprintf(buf, size, "no answer from the virtiofsd of %s", share);
+}
+
 static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata) {
         Start *s = userdata;
-        const char *share = s->step == START_STEP_SHARES ? shares_waited_for(s->vm) : NULL;
+        char why[512] = "";
 
+        describe_wait(s, why, sizeof(why));
         (void) start_error(s, -ETIMEDOUT, VMUNIT_ERROR_TIMEOUT, "did not run within %" PRIu64 " s; it hung in the step '%s'%s%s",
-                           s->vm->manager->config->start_timeout_usec / USEC_PER_SEC, start_steps[s->step].name,
-                           share ? ": no answer from the virtiofsd of " : "", strempty(share));
+                           s->vm->manager->config->start_timeout_usec / USEC_PER_SEC, start_steps[s->step].name, why[0] ? ": " : "", why);
         start_fail(s);
+        return 0;
+}
+
+/* Nothing but the kernel can end what is left. When it does, the VM's run is gone. */
+static void start_gave_up(Start *s, const char *why) {
+        VM *vm = s->vm;
+        Job *j = vm->job;
+
+        vm->start = NULL;
+        (void) start_error(s, -ETIMEDOUT, VMUNIT_ERROR_TIMEOUT, "%s", why);
+        if (vm->rec.state == VM_STARTING)
+                (void) vm_transition(vm, TRANSITION_STOP_FAILED, INTENT_KEEP, "%s", why);
+        job_finish(j, &s->error, s->canceled);
+        waiters_tell(&s->cancel_waiters, &s->error);
+        start_free(s);
+        if (vm->rec.state == VM_REMOVING)
+                (void) remove_begin(vm);
+}
+
+static int on_rollback_late(sd_event_source *source, uint64_t usec, void *userdata);
+
+static void start_watch_rollback(Start *s) {
+        VM *vm = s->vm;
+
+        s->deadline = sd_event_source_disable_unref(s->deadline);
+        if (sd_event_add_time_relative(vm->manager->event, &s->deadline, CLOCK_MONOTONIC, VM_KILL_TIMEOUT_USEC, 0, on_rollback_late, s) < 0)
+                vm_log(vm, LOG_WARNING, "no timer for the start's rollback");
+}
+
+/* PID 1 may have to be waited for, also without an end. */
+static int on_rollback_late(sd_event_source *source, uint64_t usec, void *userdata) {
+        Start *s = userdata;
+        char why[512];
+
+        if (!s->scope_pending && vm_hangs(s->vm, why, sizeof(why)))
+                start_gave_up(s, why);
+        else
+                start_watch_rollback(s);
         return 0;
 }
 
@@ -200,6 +252,7 @@ void start_end_run(Start *s) {
 static void start_anew(Start *s) {
         s->again = s->failing = false;
         s->cleared = true;
+        s->deadline = sd_event_source_disable_unref(s->deadline);
         s->step = 0;
         s->vmm_forked = s->invocation_known = s->executed = s->connected = s->booted = s->version_asked = false;
         s->kernel = (FileHead) {};
@@ -228,6 +281,7 @@ void start_fail(Start *s) {
                         start_steps[i].undo(s);
 
         job_set_stage(vm->job, "rollback", -1);
+        start_watch_rollback(s);
         if (s->scope_pending)
                 run_kill(vm->run); /* else PID 1 would make the scope when all is thought to be over */
         else

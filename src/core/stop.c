@@ -13,12 +13,15 @@
 
 /* How long the VMM may take to flush its disks and end */
 #define QUIT_TIMEOUT_USEC (5 * USEC_PER_SEC)
-/* A process that SIGKILL does not end by then hangs in the kernel. */
 #ifdef FAULT_INJECTION
 #define KILL_TIMEOUT_USEC (2 * USEC_PER_SEC)
 #else
-#define KILL_TIMEOUT_USEC (15 * USEC_PER_SEC)
+#define KILL_TIMEOUT_USEC VM_KILL_TIMEOUT_USEC
 #endif
+/* How long a guest is waited for whose share is dead */
+#define SHARE_LOST_USEC (10 * USEC_PER_SEC)
+/* … and one that may not have been asked, where there is no other limit */
+#define UNHEARD_USEC (20 * USEC_PER_SEC)
 
 typedef enum StopPhase { PHASE_BUTTON, PHASE_QUIT, PHASE_KILL } StopPhase;
 
@@ -29,6 +32,7 @@ struct Stop {
         bool forced;
         bool pressed;           /* the button */
         bool asked;             /* and the VMM did not refuse to */
+        bool unheard;           /* whether it did is not known */
         uint64_t until_usec;    /* CLOCK_MONOTONIC: the button's time-out, USEC_INFINITY: none */
         sd_event_source *timer;
 };
@@ -44,30 +48,28 @@ Stop *stop_free(Stop *s) {
 
 static void stop_phase(Stop *s, StopPhase phase);
 
-static void stop_gave_up(Stop *s) {
+static void stop_gave_up(Stop *s, const char *why) {
         VM *vm = s->vm;
         Job *j = vm->job;
         _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
 
-        sd_bus_error_setf(&e, VMUNIT_ERROR_TIMEOUT, "%s: %s can't be ended: process %d hangs in the kernel", vm->rec.name,
-                          vm_backend_title(vm), (int) vm_leader_pid(vm));
+        sd_bus_error_setf(&e, VMUNIT_ERROR_TIMEOUT, "%s: %s", vm->rec.name, why);
         vm->stop = stop_free(s);
-        (void) vm_transition(vm, TRANSITION_STOP_FAILED, INTENT_KEEP, "%s can't be ended: its process hangs in the kernel",
-                             vm_backend_title(vm));
-        job_finish(j, &e, false);
+        (void) vm_transition(vm, TRANSITION_STOP_FAILED, INTENT_KEEP, "%s", why);
+        if (j)
+                job_finish(j, &e, false);
 }
 
 static int on_timer(sd_event_source *source, uint64_t usec, void *userdata) {
         Stop *s = userdata;
+        char why[512];
 
-        if (!vm_is_alive(s->vm)) /* its units are on their way */
-                return 0;
-        if (s->phase == PHASE_KILL) {
-                stop_gave_up(s);
-                return 0;
-        }
-        s->forced = true;
-        stop_phase(s, s->phase + 1);
+        if (vm_is_alive(s->vm) && s->phase < PHASE_KILL) {
+                s->forced = true;
+                stop_phase(s, s->phase + 1);
+        } else if (vm_hangs(s->vm, why, sizeof(why)))
+                stop_gave_up(s, why);
+        /* else its units are on their way */
         return 0;
 }
 
@@ -91,6 +93,13 @@ static uint64_t from_now(Stop *s, uint64_t usec) {
         return usec >= USEC_INFINITY - now ? USEC_INFINITY : now + usec;
 }
 
+/* For as long as asked for; not for ever where the guest may never hear of it. */
+static void stop_wait(Stop *s) {
+        bool heard = vm_is_connected(s->vm) && !s->unheard;
+
+        stop_set_timer(s, s->until_usec == USEC_INFINITY && !heard ? from_now(s, UNHEARD_USEC) : s->until_usec);
+}
+
 /* Replies carry the VM, for the stop may be over by then. */
 static void on_quit(void *userdata, int error, const char *message) {
         VM *vm = userdata;
@@ -104,8 +113,13 @@ static void on_button(void *userdata, int error, const char *message) {
 
         if (error == 0)
                 (void) FAULT_POINT("stop.pressed", FAULT_VMM, vm_leader_pid(vm));
-        if (error == 0 || error == -EPIPE || error == -ECANCELED || !vm->stop || vm->stop->phase != PHASE_BUTTON)
+        if (error == 0 || !vm->stop || vm->stop->phase != PHASE_BUTTON)
                 return;
+        if (error == -EPIPE || error == -ECANCELED) { /* most often of its end */
+                vm->stop->unheard = true;
+                stop_wait(vm->stop);
+                return;
+        }
         vm_log(vm, LOG_WARNING, "the power button can't be pressed: %s", message ?: strerror(-error));
         vm->stop->asked = false;
         vm->stop->forced = true;
@@ -154,7 +168,7 @@ static void ask_guest(VM *vm) {
 
 /* Without a connection, for the daemon has just come back, say, the time runs already, and stop_connected() goes on. */
 static void stop_button(Stop *s) {
-        stop_set_timer(s, s->until_usec);
+        stop_wait(s);
         job_set_stage(s->vm->job, "power-button", -1);
         if (vm_is_connected(s->vm))
                 ask_guest(s->vm);
@@ -163,8 +177,10 @@ static void stop_button(Stop *s) {
 }
 
 void stop_connected(VM *vm) {
-        if (vm->stop && vm->stop->phase == PHASE_BUTTON)
-                ask_guest(vm);
+        if (!vm->stop || vm->stop->phase != PHASE_BUTTON)
+                return;
+        stop_wait(vm->stop);
+        ask_guest(vm);
 }
 
 static void stop_quit(Stop *s) {
@@ -220,7 +236,7 @@ static uint64_t timeout_or_default(const VM *vm, uint64_t timeout_usec) {
 static void stop_go(Stop *s, uint64_t timeout_usec) {
         s->until_usec = from_now(s, timeout_usec);
         s->forced = timeout_usec == 0;
-        if (s->kill)
+        if (s->kill || !vm_is_alive(s->vm))
                 stop_phase(s, PHASE_KILL);
         else
                 stop_phase(s, s->forced ? PHASE_QUIT : PHASE_BUTTON);
@@ -257,6 +273,15 @@ void stop_shorten(VM *vm, uint64_t timeout_usec) {
                 s->until_usec = until;
                 stop_set_timer(s, until);
         }
+}
+
+void stop_run_ends(VM *vm) {
+        vm->stop->phase = PHASE_KILL;
+        stop_set_timer(vm->stop, from_now(vm->stop, VM_KILL_TIMEOUT_USEC));
+}
+
+void stop_share_lost(VM *vm) {
+        stop_shorten(vm, SHARE_LOST_USEC);
 }
 
 static const char *end_sentence(const VM *vm, VMTransition t) {

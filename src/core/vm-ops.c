@@ -3,6 +3,7 @@
 #include "basic/log.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
+#include "core/share.h"
 #include "core/user-limits.h"
 #include "core/vm-private.h"
 
@@ -303,7 +304,7 @@ int vm_stop(VM *vm, uid_t caller, uint64_t timeout_usec, bool keep_intent, done_
                 return r;
         if (answer == ANSWER_OK)
                 return restart_cancel(vm, keep_intent);
-        if (answer == ANSWER_TO_STOPPED)
+        if (answer == ANSWER_TO_STOPPED && !shares_living(vm))
                 return to_stopped(vm, keep_intent);
         if (answer == ANSWER_CANCEL_START)
                 return start_cancel(vm, CALL_STOP, keep_intent, cb, userdata);
@@ -326,7 +327,7 @@ int vm_kill(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *erro
                 return r;
         if (answer == ANSWER_OK)
                 return restart_cancel(vm, false);
-        if (answer == ANSWER_TO_STOPPED)
+        if (answer == ANSWER_TO_STOPPED && !shares_living(vm))
                 return to_stopped(vm, false);
         if (answer == ANSWER_CANCEL_START)
                 return start_cancel(vm, CALL_KILL, false, cb, userdata);

@@ -65,6 +65,10 @@ void vm_end_run(VM *vm);
 /* One short sentence of how the VMM ended: "QEMU was killed by signal 9". */
 void vm_describe_exit(VM *vm, char *buf, size_t size);
 const char *vm_backend_title(const VM *vm); /* "QEMU" */
+/* What a process that SIGKILL does not end by then does: hang in the kernel. */
+#define VM_KILL_TIMEOUT_USEC (15 * USEC_PER_SEC)
+/* Of a VM that was killed: a sentence about the process that lives on, if there is one, its VMM or a virtiofsd */
+bool vm_hangs(const VM *vm, char *buf, size_t size);
 /* The last words of a VMM that failed, to the journal */
 void vm_log_last_words(VM *vm);
 /* How a VMM of no further use (guest panic, KVM error) is made an Error: it is killed first. */
@@ -140,6 +144,10 @@ void vm_start_by_itself(VM *vm, unsigned count);
 
 /* stop.c: Stop and Kill of what lives, or goes on to be stopped. >0: under way; an error: nothing has changed. */
 int stop_begin(VM *vm, VMCall call, uid_t caller, uint64_t timeout_usec, int intent, done_cb cb, void *userdata);
+/* Its VMM has ended, and the rest of it is on its way. */
+void stop_run_ends(VM *vm);
+/* A virtiofsd has died: a guest that hangs for it can't shut down. */
+void stop_share_lost(VM *vm);
 /* A second Stop joined: the shorter time-out wins. */
 void stop_shorten(VM *vm, uint64_t timeout_usec);
 void stop_run_gone(VM *vm);

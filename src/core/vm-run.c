@@ -53,6 +53,17 @@ void vm_describe_exit(VM *vm, char *buf, size_t size) {
                 snprintf(buf, size, "%s exited with status %d", vm_backend_title(vm), WEXITSTATUS(r->status));
 }
 
+bool vm_hangs(const VM *vm, char *buf, size_t size) {
+        const Share *share = shares_living(vm);
+
+        if (vm->run && run_is_alive(vm->run))
+                (void) snprintf(buf, size, "%s can't be ended: process %d hangs in the kernel", vm_backend_title(vm), (int) vm->run->pid);
+        else if (share)
+                (void) snprintf(buf, size, "Share %s: its virtiofsd can't be ended: process %d in %s hangs in the kernel", share->tag,
+                                (int) share->run->pid, share->scope);
+        return share || (vm->run && run_is_alive(vm->run));
+}
+
 /* What a death means when nobody asked for it */
 
 static VMMEvent death_cause(VM *vm) {
@@ -275,6 +286,8 @@ void vm_end_run(VM *vm) {
         shares_end(vm);
         if (vm->run)
                 run_end(vm->run);
+        if (vm->stop)
+                stop_run_ends(vm);
 }
 
 /* The VMM's API */
@@ -479,6 +492,7 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
                 break;
         case VMM_EVENT_GUEST_RESET:
                 vm->last_event = _VMM_EVENT_MAX;
+                shares_reset(vm);
                 vm_note(vm, "guest-reset", "The guest was reset");
                 break;
         case VMM_EVENT_GUEST_SHUTDOWN:
@@ -649,7 +663,9 @@ static void found_dead(VM *vm) {
                 break;
         case VM_STOPPING:
                 vm_found_exit(vm);
-                if (!relaunch_pending(vm))
+                if (relaunch_pending(vm))
+                        break;
+                if (!shares_living(vm) || stop_begin(vm, CALL_STOP, 0, VM_STOP_TIMEOUT_DEFAULT, INTENT_KEEP, NULL, NULL) < 0)
                         (void) vm_transition(vm, TRANSITION_STOPPED, INTENT_KEEP, "It has stopped while vmunitd was away");
                 break;
         case VM_RUNNING:

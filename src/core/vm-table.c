@@ -23,7 +23,7 @@ static const struct {
         [TRANSITION_STOP] = { LIVE | S(STOPPING) | S(ERROR) | S(STOPPED), VM_STOPPING, "" },
         [TRANSITION_STOPPED] = { S(STOPPING) | S(ERROR), VM_STOPPED, "stopped" },
         [TRANSITION_STOP_FORCED] = { S(STOPPING), VM_STOPPED, "stop-forced" },
-        [TRANSITION_STOP_FAILED] = { S(STOPPING), VM_ERROR, "stop-failed" },
+        [TRANSITION_STOP_FAILED] = { S(STARTING) | S(STOPPING), VM_ERROR, "stop-failed" },
         [TRANSITION_KILLED] = { LIVE | S(STOPPING) | S(ERROR), VM_STOPPED, "killed" },
         [TRANSITION_GUEST_SHUTDOWN] = { LIVE, VM_STOPPED, "guest-shutdown" },
         [TRANSITION_GUEST_REBOOT] = { LIVE, VM_STOPPED, "guest-reboot" },

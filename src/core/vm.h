@@ -34,7 +34,7 @@ struct VM {
         struct Share *shares;           /* its shared folders that are in use, or going away */
         size_t n_shares;
         unsigned n_share_runs;          /* those of them of which something is there */
-        bool slice_made;                /* PID 1 has been asked for it, in this run */
+        bool slice_made;                /* PID 1 has it, in this run */
         char *slice_description;
         VMM *vmm;                       /* its API, NULL when not connected */
         const VMMOps *ops;              /* of the back end chosen, or NULL */

@@ -11,6 +11,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
 from vmunit_beds import *
+from idmapped_fuse import hanging
 
 ROOT = "/tmp/shares"                            # the box's root is an overlay, which knows no idmapped mounts
 OWNER = 12345
@@ -263,27 +264,47 @@ def _():
 
 FAKE = "/opt/vmunit-test/virtiofsd"             # a program that is not in /usr; Python is
 _FAKE = """#!/usr/bin/python3 -I
-import os, signal, socket, sys
+import os, signal, socket, sys, time
 if "--version" in sys.argv:
     print("virtiofsd version %(version)s")
     sys.exit()
+def real():
+    os.execv("/usr/lib/qemu/virtiofsd", ["virtiofsd"] + sys.argv[1:])
+def accept():
+    return socket.socket(fileno=os.dup(3)).accept()[0]
+%(code)s
+while True:
+    signal.pause()
+"""
+_MODES = """
 mode = open("/share/mode").read() if os.path.exists("/share/mode") else "real"
 if mode == "real":
-    os.execv("/usr/lib/qemu/virtiofsd", ["virtiofsd"] + sys.argv[1:])
+    real()
 elif mode == "dies":
     sys.exit("the last words")
 elif mode == "garbage":
-    socket.socket(fileno=os.dup(3)).accept()[0].sendall(b"x" * 4096)
-while True:
-    signal.pause()
+    accept().sendall(b"x" * 4096)
+elif mode == "mute":
+    peer = accept()
+elif mode == "leaves":
+    with open("/share/times", "a") as f:
+        f.write("x")
+    sys.exit()
+"""
+# The first process is the real one, whose child waits for a file that never comes: it does not end before that does.
+_LOOKS = """
+if not os.fork():
+    while not os.path.exists("/share/file"):
+        time.sleep(0.02)
+real()
 """
 
 
 @contextlib.contextmanager
-def fake_virtiofsd(version="7.2.22", **settings):
+def fake_virtiofsd(version="7.2.22", code=_MODES, **settings):
     os.makedirs(os.path.dirname(FAKE), exist_ok=True)
     with open(FAKE, "w", encoding="utf-8") as f:
-        f.write(_FAKE % {"version": version})
+        f.write(_FAKE % {"version": version, "code": code})
     os.chmod(FAKE, 0o755)
     with configured(VirtioFSD=FAKE, **settings):
         yield
@@ -307,6 +328,116 @@ def _():
                 os.unlink(f"{ROOT}/b/mode")
                 vm.start()
                 assert words(vm) == ("Running", "")
+
+
+@contextlib.contextmanager
+def hung_share(name):
+    with hanging(share_dir(name)) as server:
+        yield server
+
+
+def no_idmap(error):
+    return error and "idmapped" in error.message
+
+
+def start_hung(vm):
+    try:
+        vm.start()
+    except BusError as error:
+        if no_idmap(error):
+            raise Skip("this kernel knows no idmapped mounts of FUSE") from None
+        raise
+
+
+@test("a virtiofsd that hangs in the kernel: Stop and Kill end with an error that names its scope, a removal says so", timeout=240)
+def _():
+    with fake_virtiofsd(code=_LOOKS), hung_share("hung") as server, vm_of(shared("one")) as vm:
+        vm.update({"filesystems": [{"tag": "hung-2", "source": server.path}]})
+        start_hung(vm)
+        server.hang()
+        vm.wait_log(b"TINY-UP")
+        for call in (vm.stop, vm.kill, vm.stop):
+            with expect_error("Timeout", text=scope(vm, "hung-2")):
+                call()
+            assert words(vm) == ("Error", "stop-failed") and scope(vm, "hung-2") in vm.StateMessage, vm.StateMessage
+            assert not vm.LeaderPID and unit_pids(scope(vm, "hung-2"))
+        kill_daemon()
+        assert words(vm) == ("Error", "stop-failed"), words(vm)
+        call = vm.kill_async()
+        wait_for(lambda: vm.State == "Stopping")
+        kill_daemon()
+        wait_for(lambda: words(vm) == ("Error", "stop-failed"), 40)
+        assert call.error
+        vm.remove_async()
+        wait_for(lambda: scope(vm, "hung-2") in vm.StateMessage, 40)
+        assert words(vm) == ("Removing", "blocked"), words(vm)
+        server.close()
+        vm.wait_gone(90)
+
+
+@test("a start whose virtiofsd hangs in the kernel is rolled back as far as can be, and says what is left", timeout=150)
+def _():
+    with fake_virtiofsd(StartTimeoutSec="4s"), hung_share("hung") as server, vm_of(shared("one")) as vm:
+        vm.update({"filesystems": [{"tag": "one", "source": server.path}]})
+        server.hangs = True
+        call = vm.start_async()
+        wait_for(lambda: call.done or server.event.is_set(), poll=0.05)
+        if call.done and no_idmap(call.error):
+            raise Skip("this kernel knows no idmapped mounts of FUSE")
+        with expect_error("Timeout", text="virtiofsd of one"):
+            call.result()
+        assert words(vm) == ("Error", "stop-failed") and scope(vm, "one") in vm.StateMessage, (words(vm), vm.StateMessage)
+        with expect_error("Timeout", text=scope(vm, "one")):
+            vm.start()                          # what is left of the last run is in its way
+        assert words(vm) == ("Error", "stop-failed"), words(vm)
+        server.close()
+        wait_unit_gone(scope(vm, "one"), 30)
+        vm.update({"filesystems": [{"tag": "one", "source": share_dir("sound")}]})
+        vm.start()
+        assert words(vm) == ("Running", "")
+
+
+@test("limits of the VM hold whichever scope PID 1 refuses", timeout=60)
+def _():
+    for _ in range(3):
+        with vm_of(shared("one", "two", "three", resources={"TasksMax": 321})) as vm:
+            for unit in (vm.Unit, scope(vm, "one"), scope(vm, "two")):
+                subprocess.run(["systemd-run", "--quiet", "--scope", f"--unit={unit}", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & true"], check=True,
+                               capture_output=True)
+            vm.start()
+            assert words(vm) == ("Running", "")
+            assert (unit_property(vm.Slice, "TasksMax"), unit_property(vm.Slice, "StopWhenUnneeded")) == ("321", "yes")
+
+
+@test("a virtiofsd that leaves again and again without a reset of the guest has crashed", timeout=60,
+      not_on={"qemu": "its virtiofsds are not replaced"})
+def _():
+    with fake_virtiofsd(), vm_of(shared("one", "two")) as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        for _ in range(5):                      # as long as there are resets
+            vm.reset()
+        assert words(vm) == ("Running", "")
+        wait_for(lambda: virtiofsds(vm, "two"), poll=0.02)
+        with open(f"{ROOT}/two/mode", "w", encoding="utf-8") as f:
+            f.write("leaves")
+        os.kill(virtiofsds(vm, "two")[-1], signal.SIGTERM)  # the one that works; it ends in good order
+        crashed(vm, "two")
+        with open(f"{ROOT}/two/times", encoding="utf-8") as f:
+            assert f.read() == "xxx", "others have taken its place"
+        all_gone(vm, "one", "two")
+
+
+@test("a start that hangs for a virtiofsd to which its VMM connects names the share", timeout=60, not_on={"qemu": "it is given the connection"})
+def _():
+    with fake_virtiofsd(StartTimeoutSec="4s"):
+        for mode in ("hangs", "mute"):
+            with vm_of(shared("a", "b", "c")) as vm:
+                with open(f"{ROOT}/b/mode", "w", encoding="utf-8") as f:
+                    f.write(mode)
+                with expect_error("Timeout", text="no answer from the virtiofsd of b"):
+                    vm.start()
+                assert words(vm) == ("Stopped", "start-failed"), (mode, words(vm))
 
 
 @test("what can't be is refused at create: a tag that makes too long a name for a unit, what the program can't do", timeout=60)

@@ -56,7 +56,7 @@ static const struct {
         { TRANSITION_STOP, "Running Paused Stopping Error Stopped", "Stopping", "" },
         { TRANSITION_STOPPED, "Stopping Error", "Stopped", "stopped" },
         { TRANSITION_STOP_FORCED, "Stopping", "Stopped", "stop-forced" },
-        { TRANSITION_STOP_FAILED, "Stopping", "Error", "stop-failed" },
+        { TRANSITION_STOP_FAILED, "Starting Stopping", "Error", "stop-failed" },
         { TRANSITION_KILLED, "Running Paused Stopping Error", "Stopped", "killed" },
         { TRANSITION_GUEST_SHUTDOWN, "Running Paused", "Stopped", "guest-shutdown" },
         { TRANSITION_GUEST_REBOOT, "Running Paused", "Stopped", "guest-reboot" },
