@@ -197,6 +197,8 @@ static bool slice_is_used(const Run *r) {
 static void run_check_gone(Run *r) {
         if (!r->ending || r->query || r->result_query)
                 return;
+        if (run_is_alive(r)) /* PID 1 forgets a unit whose processes hang */
+                return;
         if (!r->scope_gone || (r->n_others && *r->n_others > 0))
                 return;
         if (!r->slice_gone && !r->leaves_slice) {
@@ -348,10 +350,10 @@ static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata) 
         if (k >= 0)
                 k = sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
         /* PID 1 hears of the end of the last process by the cgroup, which never tells it of one that was a zombie when it came there. */
-        if (!r->scope_gone) {
+        if (!r->scope_gone)
                 systemd_kill_unit(r->systemd, r->scope, SIGKILL);
+        if (!r->scope_gone && !run_is_alive(r)) /* the stop of one that hangs would hold up a start of this daemon */
                 systemd_stop_unit(r->systemd, r->scope);
-        }
         run_ask(r);
         run_check_gone(r);
         return k;

@@ -631,6 +631,20 @@ def op_share_crash(c):
     assert "two" in c.vm.StateMessage, c.vm.StateMessage
 
 
+def op_share_renewal(c):
+    """A fresh virtiofsd for a VMM that connects anew when its guest resets: kill-vmm is the end of that."""
+    c.up()
+    c.fire(c.vm.reset_async)
+    lost = ("Error", "virtiofsd-crashed")
+    if c.action in ("EIO", "ENOSPC"):
+        c.expect(lost, error=True)
+    elif c.action == "kill-daemon" and c.point not in ("share.run-file", "share.go"):
+        c.expect("Running")
+    else:                                       # it may have been in use by then, or was never executed
+        c.expect("Running", lost)
+    c.call = None
+
+
 OPERATIONS = [
     ("share.*", with_shares(op_share)), ("commit.virtiofsd-crashed.*", with_shares(op_share_crash)),
     ("start.*", op_start), ("job.number", op_start), ("commit.start.*", op_start), ("commit.started.*", op_start),
@@ -658,6 +672,8 @@ if SHARES:
     MORE += [(points, with_shares(function)) for points, function in (
         ("start.*", op_start), ("stop.[pqru]*", op_stop), ("stop.button", op_stop), ("stop.kill", op_kill), ("run.gone", op_stop),
         ("remove.*", op_remove), ("takeover.*", op_takeover), ("commit.started.*", op_start), ("commit.vmm-crashed.*", op_crash))]
+if BACKEND == "cloud-hypervisor":
+    MORE.append(("share.*", with_shares(op_share_renewal)))
 # What always runs, beside the day's part
 FIXED = ("start.scope.waiting kill-daemon", "start.fork.after kill-vmm", "start.usage ENOSPC", "start.go kill-daemon",
          "start.exec.after kill-daemon", "start.launch.after EIO", "start.connect.before hang", "start.clear.after hang",
@@ -665,7 +681,9 @@ FIXED = ("start.scope.waiting kill-daemon", "start.fork.after kill-vmm", "start.
          "commit.started.before ENOSPC", "stop.button hang", "stop.begin EIO", "stop.kill hang", "commit.stop.after kill-daemon",
          "commit.vmm-crashed.before kill-daemon", "call.Pause.after kill-daemon", "call.Reboot.before hang", "update.write ENOSPC", "update.written kill-daemon",
          "commit.remove.after kill-daemon", "remove.files EIO", "remove.record-gone kill-daemon", "restart.due kill-daemon",
-         "boot.planned kill-daemon", "takeover.found kill-vmm", "takeover.after kill-daemon", "commit.found-running.before kill-vmm")
+         "boot.planned kill-daemon", "takeover.found kill-vmm", "takeover.after kill-daemon", "commit.found-running.before kill-vmm",
+         "share.files kill-daemon", "share.launch hang", "share.scope EIO", "share.go kill-vmm", "share.ready kill-daemon",
+         "commit.virtiofsd-crashed.after kill-daemon")
 
 
 def points():
@@ -743,24 +761,100 @@ def _():
     known.base()
 
 
-def kill_virtiofsd(step):
-    """At a step of the VMM's start, when they run already"""
-    c = Case(f"start.{step}.before", "hang")
+@contextlib.contextmanager
+def shares_case(point, action, **keys):
+    """A VM with two shares, and afterwards all is as it should be."""
+    c = Case(point, action)
     manager.remove_all()
     known.check()
-    with_shares(lambda c: c.create())(c)
-    c.fire(c.vm.start_async)
-    os.kill(max(unit_pids("vmunit-fault-fs-two.scope")), signal.SIGKILL)
-    c.expect(("Stopped", "start-failed"), error=True)
-    assert "(two)" in c.call.error.message, c.call.error
+    with_shares(lambda c: c.create(**keys))(c)
+    yield c
     c.finish()
     known.definitions.clear()
     known.check(20)
 
 
+def share_pids(*tags):
+    """The parent of each one's virtiofsd, the program, its child"""
+    return [pid for tag in tags for pid in unit_pids(f"vmunit-fault-fs-{tag}.scope")]
+
+
+def kill_all(pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill_virtiofsd(step, tag):
+    """At a step of the VMM's start, when they run already"""
+    with shares_case(f"start.{step}.before", "hang") as c:
+        c.fire(c.vm.start_async)
+        os.kill(max(share_pids(tag)), signal.SIGKILL)
+        c.expect(("Stopped", "start-failed"), error=True)
+        assert f"({tag})" in c.call.error.message, c.call.error
+
+
+def kill_while_running(tags, first):
+    with shares_case("share", "", start=True) as c:
+        kill_all(sorted(share_pids(*tags), reverse=not first))
+        c.expect(("Error", "virtiofsd-crashed"))
+
+
+def kill_while_stopping(tags):
+    with shares_case("stop.button", "hang", start=True) as c:
+        c.fire(lambda: c.vm.stop_async(timeout_usec=3000000))
+        kill_all(share_pids(*tags))
+        c.expect(("Stopped", "stop-forced"), error=False)
+
+
+def kill_while_removing(tags):
+    with shares_case("share", "", start=True) as c:
+        pids, identity = share_pids(*tags), c.vm.Id
+        call = c.vm.remove_async(force=True)
+        kill_all(pids)
+        known.forget(identity)
+        c.vm.wait_gone(30)
+        wait_for(lambda: call.done)
+        c.gone = True
+        c.settle()
+
+
+def kill_without_daemon(tags, vmm):
+    """The parents"""
+    with shares_case("share", "", start=True) as c:
+        parents = [share_pids(tag)[0] for tag in tags] + [pid for pid in unit_pids("vmunit-fault.scope") if vmm and pid != c.vm.pid]
+        stop_daemon()
+        kill_all(parents)
+        for pid in parents:
+            wait_exit(pid)
+        start_daemon()
+        c.expect(("Error", "vmm-crashed" if vmm else "virtiofsd-crashed"))
+
+
+def leave_while_running():
+    """It ends as if its VMM had left it, which it has not: another one is of no use, which shows in time."""
+    with shares_case("share", "", start=True) as c:
+        os.kill(max(share_pids("two")), signal.SIGTERM)
+        wait_for(lambda: c.vm.State == "Error", 60)
+        c.expect(("Error", "virtiofsd-crashed"))
+        assert "two" in c.vm.StateMessage
+
+
 if SHARES:
     for step in ("fork", "exec", "connect") + (("boot",) if BACKEND == "qemu" else ()):
-        test(f"a virtiofsd dies at start.{step}", timeout=60)(lambda step=step: kill_virtiofsd(step))
+        for tag in ("one", "two"):
+            test(f"the virtiofsd of {tag} dies at start.{step}", timeout=60)(lambda step=step, tag=tag: kill_virtiofsd(step, tag))
+    for tags in (("one",), ("two",), ("one", "two")):
+        who = "those of " + " and ".join(tags) if tags[1:] else f"the virtiofsd of {tags[0]}"
+        test(f"{who} die: running", timeout=60)(lambda tags=tags: kill_while_running(tags, False))
+        test(f"{who} die, parents first: running", timeout=60)(lambda tags=tags: kill_while_running(tags, True))
+        test(f"{who} die: stopping", timeout=60)(lambda tags=tags: kill_while_stopping(tags))
+        test(f"{who} die: removing", timeout=60)(lambda tags=tags: kill_while_removing(tags))
+        test(f"the parents of {who} die while no daemon is there", timeout=60)(lambda tags=tags: kill_without_daemon(tags, False))
+    test("the VMM's parent and those of the virtiofsds die while no daemon is there", timeout=60)(
+        lambda: kill_without_daemon(("one", "two"), True))
+    if BACKEND == "cloud-hypervisor":
+        test("a virtiofsd leaves its VMM for nothing", timeout=90)(leave_while_running)
 for case in cases:
     test(f"{case[0]} {case[1]} ({case[2].__name__.removeprefix('op_')})", timeout=60)(lambda case=case: run_case(*case))
 
