@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=400 linux
+# suite: timeout=600 linux
 """A real guest: Debian's kernel with busybox, without KVM; and firmware that boots a disk."""
 
 import os
@@ -204,6 +204,35 @@ def _():
             f.truncate(MIB)
         extra.append({"path": f"/tmp/extra{i}"})
     check_disks("linux-pci", extra)
+
+
+def content(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+@test("disks: an image on another on another, and one with its data apart", timeout=120)
+def _():
+    d = "/tmp/disks-chain"
+    make_disks(d)
+    for name, *arguments in (("middle.qcow2", "-b", "a.raw", "-F", "raw"), ("top.qcow2", "-b", d + "/middle.qcow2", "-F", "qcow2"),
+                             ("apart.qcow2", "-o", f"data_file={d}/apart.data")):
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *arguments, name, *(() if "-b" in arguments else ["8M"])], check=True, cwd=d)
+    before = content(d + "/a.raw"), content(d + "/middle.qcow2")
+    vm = boot("linux", disks=[{"path": d + "/top.qcow2", "format": "qcow2"}, {"path": d + "/apart.qcow2", "format": "qcow2"}])
+    with Shell(vm) as shell:
+        assert shell.run("head -c 10 /dev/vda")[1].startswith("a.rawa.raw")
+        for disk in ("vda", "vdb"):
+            code, text = shell.run(f"yes {disk} | dd of=/dev/{disk} bs=4k count=16 seek=100 iflag=fullblock conv=fsync")
+            assert code == 0, text
+        assert vm.stats()["disk1.WriteBytes"] >= 16 * 4096
+    vm.stop()
+    assert (content(d + "/a.raw"), content(d + "/middle.qcow2")) == before, "what others may rest on stays as it is"
+    assert content(d + "/apart.data")[100 * 4096:].startswith(b"vdb\nvdb\n")
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", d + "/top.qcow2", d + "/top.raw"], check=True)
+    top = content(d + "/top.raw")
+    assert top.startswith(b"a.rawa.raw") and top[100 * 4096:].startswith(b"vda\nvda\n")
+    remove(vm)
 
 
 @test("it goes on while the daemon is away", timeout=120)
