@@ -11,8 +11,15 @@
 #include "bus/error-names.h"
 #include "bus/polkit.h"
 
-/* A user's calls that wait for polkit keep their messages in memory. */
-#define WAITING_MAX 32
+/* A user's calls that wait keep their messages in memory. */
+#define WAITING_MAX 64
+
+/* How many questions polkit has at once. The bus allows so many calls to be under way for the daemon as a whole, which needs some for other
+ * things than people who think about their passwords. */
+#define ASKED_MAX 24
+#define ASKED_BY_USER_MAX 4
+#define DIALOGUES_MAX 40
+#define DIALOGUES_BY_USER_MAX 4
 
 /* A call that polkit is asked about. When it has answered, everything is looked up again: the VM may be gone, or another's. */
 typedef struct Authorization Authorization;
@@ -22,8 +29,9 @@ struct Authorization {
         sd_bus_message *message;
         const Method *method;
         uid_t caller;
+        bool interactive;
         Subject subject;
-        PolkitCheck *check;
+        PolkitCheck *check;     /* NULL: its turn has not come */
 };
 
 static const char *const actions[_RIGHT_MAX] = {
@@ -83,12 +91,10 @@ static int refuse(const Authorization *a, const char *name, const char *sentence
 }
 
 static int refuse_for(const Authorization *a, PolkitAnswer answer, sd_bus_error *error) {
-        bool interactive = sd_bus_message_get_allow_interactive_authorization(a->message) > 0;
-
         switch (answer) {
         case POLKIT_WANTS_PASSWORD:
                 return refuse(a, SD_BUS_ERROR_INTERACTIVE_AUTHORIZATION_REQUIRED,
-                              interactive ? "This takes a password, and there is no polkit agent to ask for it" :
+                              a->interactive ? "This takes a password, and there is no polkit agent to ask for it" :
                                             "This takes a password, and the call does not allow to ask for it", error);
         case POLKIT_UNREACHABLE:
                 return refuse(a, SD_BUS_ERROR_ACCESS_DENIED, "polkit, which decides on this, can't be asked", error);
@@ -158,15 +164,20 @@ static int go_on(const Authorization *a, PolkitAnswer answer, sd_bus_error *erro
         return a->method->handler(a->message, object, error);
 }
 
+static void ask_more(Api *api);
+
 static void on_answer(void *userdata, PolkitAnswer answer) {
         _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
-        _cleanup_(authorization_freep) Authorization *a = userdata;
+        Authorization *a = userdata;
+        Api *api = a->api;
         int r;
 
-        if (answer == POLKIT_CALLER_LEFT)
-                return;
-        r = go_on(a, answer, &error);
-        answer_error(a->message, r, &error);
+        if (answer != POLKIT_CALLER_LEFT) {
+                r = go_on(a, answer, &error);
+                answer_error(a->message, r, &error);
+        }
+        authorization_free(a);
+        ask_more(api);
 }
 
 static bool too_many(const Api *api, uid_t caller) {
@@ -179,13 +190,52 @@ static bool too_many(const Api *api, uid_t caller) {
 
 static int ask(Authorization *a) {
         const Subject *s = &a->subject;
-        bool interactive = !a->method->otherwise && sd_bus_message_get_allow_interactive_authorization(a->message) > 0;
         char owner[16];
 
         (void) snprintf(owner, sizeof(owner), "%" PRIu32, (uint32_t) s->owner);
         return polkit_check(a->message, actions[s->right],
                             (const char *[]) { "verb", a->method->verb, s->vm ? "vm" : NULL, s->vm, "owner", owner, "unit", s->unit, NULL },
-                            interactive, on_answer, a, &a->check);
+                            a->interactive, on_answer, a, &a->check);
+}
+
+/* One dialogue at a time of a client: an agent on a terminal can't do more, and a password may be good for the next, too. */
+static bool has_its_turn(const Api *api, const Authorization *a) {
+        size_t n = 0, n_user = 0;
+
+        for (const Authorization *b = api->authorizations; b; b = b->next) {
+                if (!b->check || b->interactive != a->interactive)
+                        continue;
+                if (a->interactive && streq(sd_bus_message_get_sender(a->message), sd_bus_message_get_sender(b->message)))
+                        return false;
+                n++;
+                n_user += b->caller == a->caller;
+        }
+        return n < (a->interactive ? DIALOGUES_MAX : ASKED_MAX) && n_user < (a->interactive ? DIALOGUES_BY_USER_MAX : ASKED_BY_USER_MAX);
+}
+
+static void ask_more(Api *api) {
+        Authorization *a = api->authorizations;
+        int r;
+
+        while (a) {
+                Authorization *next = a->next;
+
+                r = a->check || !has_its_turn(api, a) ? 0 : ask(a);
+                if (r < 0) {
+                        answer_error(a->message, r, NULL);
+                        authorization_free(a);
+                }
+                a = next;
+        }
+}
+
+/* In the order in which they came */
+static void append(Api *api, Authorization *a) {
+        Authorization **end = &api->authorizations;
+
+        while (*end)
+                end = &(*end)->next;
+        *end = a;
 }
 
 /* Takes what is in the subject. Gives 1: the call is answered later. */
@@ -199,19 +249,18 @@ static int authorize(Api *api, const Method *method, sd_bus_message *m, uid_t ca
         if (!a)
                 return -ENOMEM;
         *a = (Authorization) {
-                .next = api->authorizations,
                 .api = api,
                 .message = sd_bus_message_ref(m),
                 .method = method,
                 .caller = caller,
+                .interactive = !method->otherwise && sd_bus_message_get_allow_interactive_authorization(m) > 0,
                 .subject = *s,
         };
         *s = (Subject) {};
-        api->authorizations = a;
-        r = ask(a);
+        r = has_its_turn(api, a) ? ask(a) : 0;
         if (r < 0)
                 return r;
-        a = NULL;
+        append(api, TAKE_PTR(a));
         return 1;
 }
 

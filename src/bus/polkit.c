@@ -61,6 +61,10 @@ static void tell(PolkitCheck *c, PolkitAnswer answer) {
 static void note_reachable(const sd_bus_error *error) {
         static bool unreachable;
 
+        if (error && startswith(error->name, DESTINATION)) {
+                log_debug("polkit does not answer a question: %s", error->message ?: error->name); /* such as of who has left */
+                return;
+        }
         if (error && !unreachable)
                 log_warning("polkit can't be asked, so all is refused that needs it: %s", error->message ?: error->name);
         unreachable = error;
@@ -91,6 +95,11 @@ static int on_left(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
         return 0;
 }
 
+/* The bus may refuse, for there are limits to that as well: then the dialogue stays open for longer. Without this the connection would end. */
+static int on_watched(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
+        return 0;
+}
+
 static int on_there(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
         PolkitCheck *c = userdata;
         int there;
@@ -110,7 +119,7 @@ static int watch_caller(PolkitCheck *c, const char *caller) {
                          "arg0='%s',arg2=''", caller);
         if (!match)
                 return -ENOMEM;
-        r = sd_bus_add_match_async(c->bus, &c->left, match, on_left, NULL, c);
+        r = sd_bus_add_match_async(c->bus, &c->left, match, on_left, on_watched, c);
         if (r < 0)
                 return r;
         return sd_bus_call_method_async(c->bus, &c->there, BUS, BUS_PATH, BUS, "NameHasOwner", on_there, c, "s", caller);

@@ -52,9 +52,8 @@ def definition(**over):
 
 
 @contextlib.contextmanager
-def vm_of(owner, name, **keys):
-    uid = owner.uid if isinstance(owner, User) else owner
-    vm = manager.create(name, definition(**keys), owner=uid)
+def vm_of(owner, name, start=False, **keys):
+    vm = manager.create(name, definition(**keys), owner=owner.uid, start=start)
     try:
         yield vm
     finally:
@@ -121,6 +120,23 @@ def job_of(vm):
     finally:
         os.kill(pid, signal.SIGCONT)
         vm.kill()
+
+
+@test("the sessions are what they are called")
+def _():
+    for user, wanted in ((alice, ("seat0", True)), (carol, ("seat0", False)), (bob, ("", True)), (dave, None), (mallory, None)):
+        try:
+            path = call("/org/freedesktop/login1", "org.freedesktop.login1.Manager", "GetSessionByPID", "u", user.pid,
+                        destination="org.freedesktop.login1")
+        except BusError as error:
+            assert wanted is None and "NoSessionForPID" in error.name, (user.name, error)
+            continue
+        properties = get_all(path, "org.freedesktop.login1.Session", destination="org.freedesktop.login1")
+        assert (properties["Seat"][0], properties["Active"]) == wanted, (user.name, properties)
+        assert properties["User"][0] == user.uid
+    for name in ("alice", "carol", "dave"):
+        groups = subprocess.run(["id", "--groups", "--name", name], capture_output=True, text=True, check=True).stdout.split()
+        assert groups == [name], groups
 
 
 @test("the table has every method and property that there is")
@@ -239,6 +255,19 @@ def _():
         for caller in (alice, carol):
             events = caller.call(ROOT, MANAGER, "ListEvents", "a{sv}", options(vm="of-alice"))
             assert not any(e[6] for e in events if e[2] in ids), events
+
+
+@test("what others see of a VM, or hear of it, has none of its paths")
+def _():
+    mark, secret = len(signals), "/home/alice/private-matter.elf"
+    with vm_of(alice, "discreet", boot={"kernel": secret}) as vm:
+        for caller in (alice, root):
+            with expect_error("BackendFailed", secret):
+                caller.call(vm.path, VM_INTERFACE, "Start", "a{sv}", {})
+        seen = [dave.call(vm.path, PROPERTIES, "GetAll", "s", VM_INTERFACE), dave.call(ROOT, MANAGER, "ListEvents", "a{sv}", {}),
+                dave.call(ROOT, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
+                [s.args for s in signals[mark:] if s.member != "JobRemoved"]]
+        assert len(str(seen)) > 1000 and "private-matter" not in str(seen), seen
 
 
 # The dialogue
@@ -368,15 +397,16 @@ def _():
 def _():
     with vm_of(root, "many") as vm:
         with Agent(dave, "later") as agent:
-            calls = [dave.call_async(vm.path, VM_INTERFACE, "Kill", "a{sv}", {}, interactive=True) for _ in range(40)]
+            calls = [dave.call_async(vm.path, VM_INTERFACE, "Kill", "a{sv}", {}, interactive=True) for _ in range(72)]
             while sum(c.done for c in calls) < 8:
                 dave.read_answer()
             refused = [c for c in calls if c.done]
             for c in refused:
-                with expect_error("LimitsExceeded", "32"):
+                with expect_error("LimitsExceeded", "64"):
                     c.result()
             assert alice.call(ROOT, MANAGER, "ListVMs")
             wait_for(lambda: agent.questions)
+            assert len(agent.questions) == 1    # one after the other
         assert [outcome(c.result) for c in calls if c not in refused].count(Y) == 0      # their agent has gone
 
 
@@ -662,6 +692,10 @@ def _():
         status, text = on_terminal(dave, "vmunit kill asked", [(b"Password:", b"another\n")])
         assert status == 1 and "does not allow" in text, text
         assert vm.State == "Running"
+        with vm_of(root, "second", start=True):  # asked one after the other
+            status, text = on_terminal(dave, "vmunit kill asked second", right * 2)
+            assert status == 0 and text.count("AUTHENTICATION COMPLETE") == 2, text
+        assert vm.State == "Stopped"
 
 
 run()

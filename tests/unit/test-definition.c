@@ -805,6 +805,34 @@ static void test_diff_order(void) {
         check(!streq(x, y));
 }
 
+#define PORTS(ports) D("\"networks\":[{},{\"forward\":[{\"host\":1024,\"guest\":1}," ports "]}]")
+
+static void one_excess(const char *json, const char *had, const char *want) {
+        _cleanup_(definition_freep) Definition *d = parsed(json), *h = had ? parsed(had) : NULL;
+        _cleanup_free_ char *why = NULL;
+
+        is_int(definition_exceeds_user(d, h, &why), want != NULL, "%s", json);
+        is_str(why, want, "why");
+}
+
+static void test_excess(void) {
+        static const char port_80[] = PORTS("{\"host\":80,\"guest\":1}");
+
+        one_excess("{\"version\":1}", NULL, NULL);
+        one_excess(PORTS("{\"host\":65535,\"guest\":1}"), NULL, NULL);
+        one_excess(PORTS("{\"host\":1023,\"guest\":1}"), NULL, "networks[1].forward[1].host: ports below 1024 are the host's");
+        one_excess(D("\"networks\":[{\"type\":\"tap\"}]"), NULL, "networks[0].type: a tap is the host's");
+        one_excess(D("\"networks\":[{\"type\":\"tap\"}]"), D("\"networks\":[{\"type\":\"tap\"}]"), NULL);
+        one_excess(D("\"networks\":[{\"type\":\"tap\"}]"), D("\"networks\":[{\"name\":\"other\",\"type\":\"tap\"}]"),
+                   "networks[0].type: a tap is the host's");
+        one_excess(port_80, port_80, NULL);
+        one_excess(port_80, PORTS("{\"host\":81,\"guest\":1}"), "networks[1].forward[1].host: ports below 1024 are the host's");
+        one_excess(port_80, PORTS("{\"host\":80,\"guest\":1,\"protocol\":\"udp\"}"),
+                   "networks[1].forward[1].host: ports below 1024 are the host's");
+        one_excess(port_80, PORTS("{\"host\":80,\"guest\":1,\"address\":\"127.0.0.2\"}"),
+                   "networks[1].forward[1].host: ports below 1024 are the host's");
+}
+
 static void test_words(void) {
         is_str(backend_to_string(BACKEND_AUTO), "auto", "auto");
         is_str(backend_to_string(BACKEND_FIRECRACKER), "firecracker", "firecracker");
@@ -838,6 +866,7 @@ int main(void) {
         test_merge_kernel();
         test_resources();
         test_diff_order();
+        test_excess();
         test_words();
         return done_testing();
 }
