@@ -30,19 +30,20 @@ static int check_kind(mode_t mode, bool directory) {
         }
 }
 
-/* The options of the file system that is mounted by this number, proc_pid_mountinfo(5): the last word of its line */
+/* Type, source and options of the file system that is mounted by this number, proc_pid_mountinfo(5) */
 static const char *find_mount(char *mountinfo, uint64_t id) {
         char *rest = NULL;
 
         for (char *line = strtok_r(mountinfo, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
                 if (strtoull(line, NULL, 10) == id)
-                        return strrchr(line, ' ');
+                        return strstr(line, " - ");
         return NULL;
 }
 
+/* Users mount none of type virtiofs, which has no such option. */
 static int fuse_is_roots(int fd) {
         _cleanup_free_ char *mountinfo = NULL;
-        const char *options;
+        const char *mount;
         struct statx stx;
         int r;
 
@@ -51,8 +52,8 @@ static int fuse_is_roots(int fd) {
         r = read_file_all("/proc/self/mountinfo", MOUNTINFO_MAX, &mountinfo, NULL);
         if (r < 0)
                 return r;
-        options = find_mount(mountinfo, stx.stx_mnt_id);
-        return options && strstr(options, ",user_id=0,");
+        mount = find_mount(mountinfo, stx.stx_mnt_id);
+        return mount && (startswith(mount, " - virtiofs ") || strstr(strrchr(mount, ' '), ",user_id=0,"));
 }
 
 /* Even to close a file may wait for ever for the program that serves it, which must not be a user's: others are to close it, too. What

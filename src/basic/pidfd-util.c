@@ -80,7 +80,8 @@ int pidfd_exit_status(int pidfd, int *ret_status) {
         return 0;
 }
 
-int pid_start_time(pid_t pid, uint64_t *ret) {
+/* A field of /proc/PID/stat, proc_pid_stat(5), from the third on. buf: as much of what stands there as it takes */
+static int pid_stat_field(pid_t pid, int number, char *buf, size_t size) {
         _cleanup_free_ char *path = NULL, *text = NULL;
         char *p;
         int r;
@@ -94,12 +95,29 @@ int pid_start_time(pid_t pid, uint64_t *ret) {
 
         /* The command's name may contain anything, so count from the last parenthesis: field 3 stands behind it. */
         p = strrchr(text, ')');
-        for (int field = 2; p && field < 22; field++)
+        for (int field = 2; p && field < number; field++)
                 p = strchr(p + 1, ' ');
         if (!p)
                 return -EBADMSG;
-        *ret = strtoull(p + 1, NULL, 10);
+        (void) snprintf(buf, size, "%s", p + 1);
         return 0;
+}
+
+int pid_start_time(pid_t pid, uint64_t *ret) {
+        char buf[32];
+        int r;
+
+        r = pid_stat_field(pid, 22, buf, sizeof(buf));
+        if (r < 0)
+                return r;
+        *ret = strtoull(buf, NULL, 10);
+        return 0;
+}
+
+bool pid_stopped(pid_t pid) {
+        char state[2];
+
+        return pid_stat_field(pid, 3, state, sizeof(state)) >= 0 && strchr("Tt", state[0]);
 }
 
 int pid_cgroup(pid_t pid, char **ret) {

@@ -27,6 +27,9 @@ int pidfd_exit_status(int pidfd, int *ret_status);
 /* Start time in clock ticks since boot: field 22 of /proc/PID/stat, see proc_pid_stat(5). */
 int pid_start_time(pid_t pid, uint64_t *ret);
 
+/* Stopped by a signal or a debugger */
+bool pid_stopped(pid_t pid);
+
 /* Path of the process in the cgroup2 hierarchy (the line "0::" of /proc/PID/cgroup), e.g. "/machine.slice/a.scope". */
 int pid_cgroup(pid_t pid, char **ret);
 

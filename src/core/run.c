@@ -16,8 +16,9 @@
 #include "basic/string-util.h"
 #include "core/run.h"
 
-/* How long the helper has to write the VMM's exit status and end */
+/* How long the helper has to write the VMM's exit status and end, and how long if the machine is so busy that it is not its turn */
 #define HELPER_END_USEC (100 * USEC_PER_MSEC)
+#define HELPER_END_MAX_USEC (5 * USEC_PER_SEC)
 /* How long PID 1 has to take scope and slice away */
 #define UNITS_GONE_USEC (5 * USEC_PER_SEC)
 #define UNITS_ASK_USEC (250 * USEC_PER_MSEC)
@@ -96,8 +97,26 @@ static void run_tell_status(Run *r) {
         r->handler->status(r->userdata);
 }
 
+/* It has the VMM's last words and exit status. */
+static bool helper_may_come(const Run *r) {
+        uint64_t now;
+
+        return r->dead && !r->helper_dead && r->helper_pidfd >= 0 && sd_event_now(r->event, CLOCK_MONOTONIC, &now) >= 0 &&
+                now - r->died_usec < HELPER_END_MAX_USEC && !pid_stopped(r->helper_pid);
+}
+
+static int wait_again(sd_event_source *source) {
+        int k;
+
+        k = sd_event_source_set_time_relative(source, HELPER_END_USEC);
+        return k < 0 ? k : sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
 static int on_helper_late(sd_event_source *source, uint64_t usec, void *userdata) {
-        run_tell_status(userdata);
+        Run *r = userdata;
+
+        if (!helper_may_come(r) || wait_again(source) < 0)
+                run_tell_status(r);
         return 0;
 }
 
@@ -105,6 +124,7 @@ static void run_died(Run *r) {
         if (r->dead)
                 return;
         r->dead = true;
+        (void) sd_event_now(r->event, CLOCK_MONOTONIC, &r->died_usec);
         r->source = sd_event_source_disable_unref(r->source);
 
         r->handler->died(r->userdata);
@@ -350,10 +370,11 @@ static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata) 
         if (k >= 0)
                 k = sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
         /* PID 1 hears of the end of the last process by the cgroup, which never tells it of one that was a zombie when it came there. */
-        if (!r->scope_gone)
+        if (!r->scope_gone && !helper_may_come(r)) {
                 systemd_kill_unit(r->systemd, r->scope, SIGKILL);
-        if (!r->scope_gone && !run_is_alive(r)) /* the stop of one that hangs would hold up a start of this daemon */
-                systemd_stop_unit(r->systemd, r->scope);
+                if (!run_is_alive(r)) /* the stop of one that hangs would hold up a start of this daemon */
+                        systemd_stop_unit(r->systemd, r->scope);
+        }
         run_ask(r);
         run_check_gone(r);
         return k;
@@ -380,6 +401,8 @@ static bool run_scope_is_populated(const Run *r) {
 static int on_kill_timer(sd_event_source *source, uint64_t usec, void *userdata) {
         Run *r = userdata;
 
+        if (source && helper_may_come(r) && wait_again(source) >= 0)
+                return 0;
         r->kill_timer = sd_event_source_disable_unref(r->kill_timer);
         if (r->in_scope)
                 systemd_kill_unit(r->systemd, r->scope, SIGKILL);

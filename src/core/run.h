@@ -32,6 +32,7 @@ struct Run {
         pid_t helper_pid, pid;
         int helper_pidfd, pidfd;
         uint64_t start_usec;                    /* of the VMM, CLOCK_BOOTTIME; 0: not known */
+        uint64_t died_usec;                     /* CLOCK_MONOTONIC: its end was seen */
         sd_event_source *helper_source, *source, *timer, *ask_timer, *kill_timer, *hint_timer;
         char invocation_id[33];
         char backend[24];                       /* for a daemon whose database does not know it */

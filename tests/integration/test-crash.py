@@ -118,13 +118,13 @@ def _():
                     stop_daemon()
                     console.sendall(b"E")
                     if BACKEND != "qemu":               # which stays, with a guest that does not run
-                        wait_for(lambda: not alive(pid), what="the VMM's end")
+                        wait_for(lambda: not alive(pid), what="the VMM's end", poll=0.02)
                 start_daemon()
             else:
                 type_in(vm, b"E")
             vm.wait_state("Error", "Stopped")
             assert words(vm) == ("Error", "vmm-failed") and "could not go on" in vm.StateMessage, vm.properties()
-            wait_for(lambda: not alive(pid) and vm.LeaderPID == 0, what="the VMM's end")
+            wait_for(lambda: not alive(pid) and vm.LeaderPID == 0, what="the VMM's end", poll=0.02)
             assert all(end for _, end in usage_of(vm))
             vm.start()
             assert words(vm) == ("Running", "")
@@ -185,6 +185,35 @@ def _():
         assert time.monotonic() - began < 1 * PATIENCE and words(vm) == CRASHED
         vm.start()
         assert words(vm) == ("Running", "")
+
+
+@contextlib.contextmanager
+def never_its_turn(vm):
+    """The VMM's parent as on a machine that is so busy that it does not run; it is not stopped."""
+    cgroup = unit_cgroup(vm.Unit) + "/busy"
+    os.mkdir(cgroup)
+    with open(cgroup + "/cgroup.procs", "w") as f:
+        f.write(str(parent_of(vm)))
+    with open(cgroup + "/cgroup.freeze", "w") as f:
+        f.write("1")
+    wait_for(lambda: "frozen 1" in open(cgroup + "/cgroup.events").read(), poll=0.01)
+    yield
+    with open(cgroup + "/cgroup.freeze", "w") as f:
+        f.write("0")
+
+
+@test("the VMM's parent is late: what the guest said last and the exit status are not lost", timeout=60)
+def _():
+    with running() as vm:
+        pid = vm.LeaderPID
+        with never_its_turn(vm):
+            stop = vm.stop_async()
+            wait_for(lambda: not alive(pid), what="the VMM's end", poll=0.01)
+            late = time.monotonic() + 0.7       # which is longer than one that is stopped is waited for
+            wait_for(lambda: time.monotonic() > late, poll=0.05)
+        assert gather([stop]) == [None], stop.error
+        assert words(vm) == ("Stopped", "stopped") and times_on(vm, b"POWERBTN") == 1, vm.console_log()
+        assert (vm.ExitKnown, vm.ExitCode, vm.ExitSignal) == (True, 0, 0)
 
 
 @test("a VMM that hangs: what is asked is answered, Stop goes the hard way, Kill works", timeout=90)

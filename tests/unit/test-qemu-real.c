@@ -228,7 +228,6 @@ static bool guest_up(Guest *g, Definition *d) {
 
 static void test_life(Definition *d) {
         Guest g;
-        Reply r = {};
 
         if (!guest_up(&g, d)) {
                 guest_stop(&g);
@@ -263,18 +262,7 @@ static void test_life(Definition *d) {
                 is_int(g.state, VMM_STATE_RUNNING, "… running");
         }
 
-        type(&g, "s");
-        (void) wait_for(&g, strstr(g.console, "s"));
-        (void) qemu_ops.reboot(g.vmm, on_reply, &r);
-        is_int(qemu_ops.reboot(g.vmm, on_reply, &r), -EBUSY, "one reboot at a time");
-        ok(wait_for(&g, g.n[VMM_EVENT_POWER_BUTTON] > 1), "a deaf guest's button is pressed");
-        qemu_ops.reboot_cancel(g.vmm);
-        ok(wait_for(&g, r.n > 0), "the reboot is given up");
-        is_int(r.error, -ECANCELED, "… canceled");
-
         forget(&g);
-        call(&g, qemu_ops.reset, "reset of a deaf guest");
-        ok(wait_for(&g, strstr(g.console, "TINY-UP")), "… the guest starts anew");
         call(&g, qemu_ops.power_button, "power button");
         ok(wait_for(&g, g.exited), "… QEMU ends");
         is_int(g.n[VMM_EVENT_GUEST_SHUTDOWN], 1, "… the guest has powered off");
@@ -282,6 +270,28 @@ static void test_life(Definition *d) {
         is_int(g.n[VMM_EVENT_DISCONNECTED], 1, "… disconnected");
         is_int(g.error, -EPIPE, "… as any end");
         is_int(g.status, 0, "… status 0");
+        guest_stop(&g);
+}
+
+static void test_deaf(Definition *d) {
+        Guest g;
+        Reply r = {};
+
+        if (guest_up(&g, d)) {
+                type(&g, "s");
+                (void) wait_for(&g, strstr(g.console, "s"));
+                (void) qemu_ops.reboot(g.vmm, on_reply, &r);
+                is_int(qemu_ops.reboot(g.vmm, on_reply, &r), -EBUSY, "one reboot at a time");
+                ok(wait_for(&g, g.n[VMM_EVENT_POWER_BUTTON] > 0), "a deaf guest's button is pressed");
+                qemu_ops.reboot_cancel(g.vmm);
+                ok(wait_for(&g, r.n > 0), "the reboot is given up");
+                is_int(r.error, -ECANCELED, "… canceled");
+
+                forget(&g);
+                call(&g, qemu_ops.reset, "reset of a deaf guest");
+                ok(wait_for(&g, strstr(g.console, "TINY-UP")), "… the guest starts anew");
+                /* and may power off soon: QEMU keeps the button that was pressed before over the reset */
+        }
         guest_stop(&g);
 }
 
@@ -534,6 +544,7 @@ static void test_all(void) {
 
         printf("# accel %s\n", kvm ? "kvm" : "tcg");
         test_life(&d);
+        test_deaf(&d);
         test_end(&d, "q", 0, VMM_EVENT_GUEST_SHUTDOWN, 0);
         test_end(&d, "p", 0, VMM_EVENT_GUEST_PANICKED, 1 << 8);
         test_end(&d, NULL, 0, VMM_EVENT_SHUTDOWN, 0);
