@@ -3,6 +3,7 @@
 
 #include "api/api.h"
 #include "api/methods.h"
+#include "api/peers.h"
 
 struct Api {
         sd_bus *bus;
@@ -12,6 +13,7 @@ struct Api {
         VM *leaving_vm;         /* told to leave, still to be found while the signal is made */
         Job *leaving_job;
         sd_event_source *jobs_timer;
+        Peers *peers;
         struct Authorization *authorizations;   /* calls that wait for polkit */
 };
 
@@ -55,6 +57,9 @@ DECLARE_METHOD(job_method_cancel);
 DECLARE_EXAMINE(manager_examine_create_vm);
 DECLARE_EXAMINE(manager_examine_list_events);
 DECLARE_EXAMINE(vm_examine_update);
+
+/* Who waits for a CreateVM with `start` */
+void create_done(void *userdata, const sd_bus_error *error);
 
 /* Signals of the manager */
 int emit_event(sd_bus *bus, const Event *ev);

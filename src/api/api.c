@@ -127,6 +127,21 @@ static void on_backends_changed(void *userdata) {
                 sd_bus_emit_properties_changed(a->bus, API_PATH, API_MANAGER_INTERFACE, "Backends", NULL));
 }
 
+/* Takes a call out that nobody hears the end of. */
+static bool on_waiter(done_cb cb, void *userdata, void *name) {
+        if ((cb != message_done && cb != create_done) || !streq_ptr(sd_bus_message_get_sender(userdata), name))
+                return false;
+        message_release(userdata);
+        return true;
+}
+
+static void on_peer_left(void *userdata, const char *name) {
+        Api *a = userdata;
+
+        for (VM *vm = a->manager->vms; vm; vm = vm->next)
+                vm_drop_waiters(vm, on_waiter, (void *) name);
+}
+
 static const Observer observer = {
         .vm_added = on_vm_added,
         .vm_removed = on_vm_removed,
@@ -173,7 +188,9 @@ int api_new(sd_event *event, sd_bus *bus, Manager *manager, Api **ret) {
                 return -ENOMEM;
         *a = (Api) { .bus = sd_bus_ref(bus), .manager = manager };
 
-        r = add_objects(a);
+        r = peers_new(bus, manager, on_peer_left, a, &a->peers);
+        if (r >= 0)
+                r = add_objects(a);
         if (r < 0)
                 return r;
         manager->observer = &observer;
@@ -193,6 +210,7 @@ Api *api_free(Api *a) {
         for (size_t i = 0; i < a->n_slots; i++)
                 sd_bus_slot_unref(a->slots[i]);
         sd_event_source_disable_unref(a->jobs_timer);
+        peers_free(a->peers);
         sd_bus_unref(a->bus);
         free(a);
         return NULL;

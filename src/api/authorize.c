@@ -272,6 +272,11 @@ static int call_method(Api *api, const char *interface, sd_bus_message *m, void 
 
         if (!method)
                 return -EINVAL;
+        if (!method->always) {
+                r = peer_check_calls(m, error);
+                if (r < 0)
+                        return r;
+        }
         if (method->right == RIGHT_NONE)
                 return method->handler(m, object, error);
         r = caller_uid(m, &caller);

@@ -39,42 +39,38 @@ static int create_answer(sd_bus_message *m, const sd_bus_error *error) {
         return reply_error(m, &e);
 }
 
-static void create_done(void *userdata, const sd_bus_error *error) {
-        _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = userdata;
+void create_done(void *userdata, const sd_bus_error *error) {
+        _cleanup_(message_releasep) sd_bus_message *m = userdata;
 
         message_sent(m, create_answer(m, error));
 }
 
-static int create_start(sd_bus_message *m, VM *vm, bool wait) {
+static int create_start(sd_bus_message *m, VM *vm, uid_t caller, bool wait) {
         _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
-        uid_t caller;
         int r;
 
-        r = caller_uid(m, &caller);
-        if (r >= 0)
-                r = vm_start(vm, caller, wait ? create_done : NULL, message_hold(m, wait), &error);
-        else
-                wait = false;
+        r = vm_start(vm, caller, wait ? create_done : NULL, message_hold(m, wait), &error);
         if (r > 0 && wait)
                 return 1;
         if (wait)
-                sd_bus_message_unref(m);
+                message_release(m);
         wire_error(&error, r);
         return create_answer(m, &error);
 }
 
 typedef struct Creation {
         sd_bus_message *message;
+        uid_t caller;           /* who may have left since */
         bool start, wait;
 } Creation;
 
 static void creation_free(Creation *c) {
-        sd_bus_message_unref(c->message);
+        message_release(c->message);
         free(c);
 }
 
 static int created(const Creation *c, VM *vm) {
-        return c->start ? create_start(c->message, vm, c->wait) : reply_vm_path(c->message, vm->rec.name);
+        return c->start ? create_start(c->message, vm, c->caller, c->wait) : reply_vm_path(c->message, vm->rec.name);
 }
 
 /* It took a look at a file. */
@@ -148,7 +144,12 @@ int manager_method_create_vm(sd_bus_message *m, void *userdata, sd_bus_error *er
         c = new(Creation, 1);
         if (!c)
                 return -ENOMEM;
-        *c = (Creation) { .message = sd_bus_message_ref(m), .start = a.start, .wait = !a.no_block };
+        *c = (Creation) {
+                .message = message_hold(m, true),
+                .caller = caller,
+                .start = a.start,
+                .wait = !a.no_block && message_is_awaited(m),
+        };
         r = manager_create_vm(userdata, a.name, a.definition, a.owner, on_created, c, &vm, error);
         if (r > 0)
                 return 1;

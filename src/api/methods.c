@@ -21,7 +21,7 @@ static const Method methods[] = {
 
         VM_("Start", "start", RIGHT_MANAGE, vm_method_start),
         VM_("Stop", "stop", RIGHT_MANAGE, vm_method_stop),
-        VM_("Kill", "kill", RIGHT_MANAGE, vm_method_kill),
+        VM_("Kill", "kill", RIGHT_MANAGE, vm_method_kill, .always = true),
         VM_("Reboot", "reboot", RIGHT_MANAGE, vm_method_reboot),
         VM_("Reset", "reset", RIGHT_MANAGE, vm_method_reset),
         VM_("Pause", "pause", RIGHT_MANAGE, vm_method_pause),

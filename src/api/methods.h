@@ -37,6 +37,7 @@ typedef struct Method {
         const char *verb;       /* as polkit's rules see it */
         Right right;
         sd_bus_message_handler_t handler;
+        bool always;            /* also for who has too much under way */
         /* For those who have not that right, who are not asked for a password; NULL: they are refused. */
         sd_bus_message_handler_t otherwise;
         /* Looks at the arguments, which may need another right, or none. What is refused here is refused before anybody is asked. */

@@ -19,6 +19,7 @@ static int operate(sd_bus_message *m, VM *vm, operation op, bool wait, sd_bus_er
         r = caller_uid(m, &caller);
         if (r < 0)
                 return r;
+        wait = wait && message_is_awaited(m);
         r = op(vm, caller, wait ? message_done : NULL, message_hold(m, wait), error);
         return message_answer(m, wait, r, error);
 }
@@ -69,7 +70,7 @@ int vm_method_resume(sd_bus_message *m, void *userdata, sd_bus_error *error) {
 
 int vm_method_stop(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         uint64_t timeout = VM_STOP_TIMEOUT_DEFAULT;
-        bool keep_intent = false, no_block = false;
+        bool keep_intent = false, no_block = false, wait;
         const Option options[] = {
                 { "timeout-usec", 't', &timeout },
                 { "keep-intent", 'b', &keep_intent },
@@ -86,9 +87,9 @@ int vm_method_stop(sd_bus_message *m, void *userdata, sd_bus_error *error) {
                 return r;
         if (keep_intent && caller != 0)
                 return sd_bus_error_set(error, SD_BUS_ERROR_ACCESS_DENIED, "keep-intent is for the host's shutdown, and for root alone");
-        r = vm_stop(userdata, caller, timeout, keep_intent, no_block ? NULL : message_done,
-                    message_hold(m, !no_block), error);
-        return message_answer(m, !no_block, r, error);
+        wait = !no_block && message_is_awaited(m);
+        r = vm_stop(userdata, caller, timeout, keep_intent, wait ? message_done : NULL, message_hold(m, wait), error);
+        return message_answer(m, wait, r, error);
 }
 
 int vm_method_remove(sd_bus_message *m, void *userdata, sd_bus_error *error) {
@@ -121,7 +122,7 @@ int vm_examine_update(sd_bus_message *m, void *object, uid_t caller, Subject *s,
 }
 
 int vm_method_update(sd_bus_message *m, void *userdata, sd_bus_error *error) {
-        bool next_start = false;
+        bool next_start = false, wait;
         const Option options[] = { { "next-start", 'b', &next_start } };
         const char *patch;
         uid_t caller;
@@ -136,8 +137,9 @@ int vm_method_update(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         r = caller_uid(m, &caller);
         if (r < 0)
                 return r;
-        r = vm_update(userdata, caller, patch, next_start, message_done, message_hold(m, true), error);
-        return message_answer(m, true, r, error);
+        wait = message_is_awaited(m);
+        r = vm_update(userdata, caller, patch, next_start, wait ? message_done : NULL, message_hold(m, wait), error);
+        return message_answer(m, wait, r, error);
 }
 
 int vm_method_get_definition(sd_bus_message *m, void *userdata, sd_bus_error *error) {
@@ -175,7 +177,7 @@ static int reply_counters(sd_bus_message *m, const Counter *counters, size_t n) 
 }
 
 static void stats_done(void *userdata, const sd_bus_error *error, const Counter *counters, size_t n) {
-        _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = userdata;
+        _cleanup_(message_releasep) sd_bus_message *m = userdata;
 
         if (error && sd_bus_error_is_set(error))
                 message_sent(m, reply_error(m, error));
@@ -189,15 +191,17 @@ int vm_method_get_stats(sd_bus_message *m, void *userdata, sd_bus_error *error) 
         r = OPTIONS_NONE(m, error);
         if (r < 0)
                 return r;
-        r = vm_get_stats(userdata, stats_done, sd_bus_message_ref(m), error);
+        if (!message_is_awaited(m))
+                return 1;
+        r = vm_get_stats(userdata, stats_done, message_hold(m, true), error);
         if (r >= 0)
                 return 1;
-        sd_bus_message_unref(m);
+        message_release(m);
         return wire_error(error, r);
 }
 
 static void stream_done(void *userdata, const sd_bus_error *error, int fd) {
-        _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = userdata;
+        _cleanup_(message_releasep) sd_bus_message *m = userdata;
         _cleanup_close_ int owned = fd;
 
         if (error && sd_bus_error_is_set(error))
@@ -212,10 +216,12 @@ int vm_method_open_console(sd_bus_message *m, void *userdata, sd_bus_error *erro
         r = OPTIONS_NONE(m, error);
         if (r < 0)
                 return r;
-        r = vm_open_console(userdata, stream_done, sd_bus_message_ref(m), error);
+        if (!message_is_awaited(m))
+                return 1;
+        r = vm_open_console(userdata, stream_done, message_hold(m, true), error);
         if (r >= 0)
                 return 1;
-        sd_bus_message_unref(m);
+        message_release(m);
         return wire_error(error, r);
 }
 
@@ -267,10 +273,12 @@ int vm_method_open_vsock(sd_bus_message *m, void *userdata, sd_bus_error *error)
         r = OPTIONS_NONE(m, error);
         if (r < 0)
                 return r;
-        r = vm_open_vsock(userdata, port, stream_done, sd_bus_message_ref(m), error);
+        if (!message_is_awaited(m))
+                return 1;
+        r = vm_open_vsock(userdata, port, stream_done, message_hold(m, true), error);
         if (r >= 0)
                 return 1;
-        sd_bus_message_unref(m);
+        message_release(m);
         return wire_error(error, r);
 }
 

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdio.h>
 
+#include "api/peers.h"
 #include "api/wire.h"
 #include "basic/log.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
-
-#define SENDER_MAX 64 /* ":1.12345"; the bus may give up to 255 */
 
 /* For what the core gives without a sentence of its own */
 static const struct {
@@ -158,35 +157,22 @@ int options_read(sd_bus_message *m, const Option *options, size_t n, sd_bus_erro
         return sd_bus_message_exit_container(m);
 }
 
-static int query_uid(sd_bus_message *m, uid_t *ret) {
-        _cleanup_(sd_bus_creds_unrefp) sd_bus_creds *c = NULL;
-        int r;
-
-        r = sd_bus_query_sender_creds(m, SD_BUS_CREDS_EUID, &c);
-        if (r < 0)
-                return r;
-        if (sd_bus_creds_get_augmented_mask(c) & SD_BUS_CREDS_EUID)
-                return -EACCES;
-        return sd_bus_creds_get_euid(c, ret);
+int caller_uid(sd_bus_message *m, uid_t *ret) {
+        return peer_uid(strempty(sd_bus_message_get_sender(m)), ret);
 }
 
-/* The bus is asked once for a client that calls again and again: its uid is that of when it came, and its unique name is never another's. */
-int caller_uid(sd_bus_message *m, uid_t *ret) {
-        static char known[SENDER_MAX];
-        static uid_t known_uid;
-        const char *sender = strempty(sd_bus_message_get_sender(m));
-        int r;
+void *message_hold(sd_bus_message *m, bool wait) {
+        if (!wait)
+                return NULL;
+        peer_call_begins(m);
+        return sd_bus_message_ref(m);
+}
 
-        if (*sender && streq(sender, known)) {
-                *ret = known_uid;
-                return 0;
-        }
-        r = query_uid(m, ret);
-        if (r < 0)
-                return r;
-        known_uid = *ret;
-        (void) snprintf(known, sizeof(known), "%s", strlen(sender) < sizeof(known) ? sender : "");
-        return 0;
+void message_release(sd_bus_message *m) {
+        if (!m)
+                return;
+        peer_call_ends(m);
+        sd_bus_message_unref(m);
 }
 
 void message_sent(sd_bus_message *m, int r) {
@@ -196,7 +182,7 @@ void message_sent(sd_bus_message *m, int r) {
 }
 
 void message_done(void *userdata, const sd_bus_error *error) {
-        _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = userdata;
+        _cleanup_(message_releasep) sd_bus_message *m = userdata;
 
         if (error && sd_bus_error_is_set(error))
                 message_sent(m, reply_error(m, error));
@@ -208,7 +194,7 @@ int message_answer(sd_bus_message *m, bool wait, int r, sd_bus_error *error) {
         if (r > 0 && wait)
                 return 1;
         if (wait)
-                sd_bus_message_unref(m);        /* what message_hold() took */
+                message_release(m);     /* what message_hold() took */
         if (r < 0)
                 return wire_error(error, r);
         return sd_bus_reply_method_return(m, NULL);

@@ -41,8 +41,14 @@ int error_quoted(sd_bus_error *error, const char *name, const char *format, cons
 
 /* A call that is answered when its operation ends: message_hold() as userdata with message_done(), then the operation's
  * result to message_answer(), which answers at once what is not under way. The caller may leave meanwhile. */
-static inline void *message_hold(sd_bus_message *m, bool wait) {
-        return wait ? sd_bus_message_ref(m) : NULL;
+void *message_hold(sd_bus_message *m, bool wait);
+void message_release(sd_bus_message *m); /* and NULL */
+static inline void message_releasep(sd_bus_message **m) {
+        message_release(*m);
+}
+/* Whether anybody wants to hear how it ends: who does not costs nothing. */
+static inline bool message_is_awaited(sd_bus_message *m) {
+        return sd_bus_message_get_expect_reply(m) > 0;
 }
 void message_done(void *userdata, const sd_bus_error *error);
 int message_answer(sd_bus_message *m, bool wait, int r, sd_bus_error *error);

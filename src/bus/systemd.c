@@ -18,6 +18,8 @@
 #define RESEND_USEC (50 * USEC_PER_MSEC)
 #define SCOPE_TASKS_MAX UINT64_C(16384)
 
+#define COUNTERS_MAX 32U
+
 struct UnitWatch {
         Systemd *systemd;
         char *path;
@@ -32,7 +34,7 @@ struct SystemdCall {
         Systemd *systemd;
         CallType type;
         sd_bus_slot *slot;
-        SystemdCall *next;      /* in systemd->scopes, for CALL_SCOPE */
+        SystemdCall *next;      /* in systemd->scopes, for CALL_SCOPE; in systemd->counters_wait, for CALL_COUNTERS */
 
         ScopeParams params;     /* CALL_SCOPE */
         char *job;              /* its path; NULL until PID 1 has answered */
@@ -42,6 +44,8 @@ struct SystemdCall {
         bool resent;            /* asked for more than once */
         sd_event_source *timer, *resend;
         SystemdCall *check;     /* is it running after all? which one is it? */
+
+        char *path;             /* CALL_COUNTERS */
 
         const char *unit;       /* CALL_DONE: of systemd_set_transient() */
         int (*append)(sd_bus_message *m, void *userdata);
@@ -60,12 +64,19 @@ struct Systemd {
         sd_bus_slot *slots[5];
         UnitWatch *watches;
         SystemdCall *scopes;
+        SystemdCall *counters_wait, *counters_wait_last;
+        unsigned n_counters;    /* questions for counters that PID 1 has not answered */
         int has_pidfds;         /* does StartTransientUnit take PIDFDs (systemd >= 255)? <0: not asked yet */
 };
+
+static void counters_over(SystemdCall *c);
 
 SystemdCall *systemd_call_free(SystemdCall *c) {
         if (!c)
                 return NULL;
+
+        if (c->type == CALL_COUNTERS)
+                counters_over(c);
 
         for (SystemdCall **i = &c->systemd->scopes; *i; i = &(*i)->next)
                 if (*i == c) {
@@ -77,6 +88,7 @@ SystemdCall *systemd_call_free(SystemdCall *c) {
         sd_event_source_disable_unref(c->timer);
         sd_event_source_disable_unref(c->resend);
         free(c->job);
+        free(c->path);
         free(c);
         return NULL;
 }
@@ -673,23 +685,71 @@ static int on_counters_reply(sd_bus_message *m, void *userdata, sd_bus_error *er
         return 0;
 }
 
-int systemd_get_counters(Systemd *s, const char *slice, unit_counters_cb cb, void *userdata, SystemdCall **ret) {
-        _cleanup_(systemd_call_freep) SystemdCall *c = NULL;
-        _cleanup_free_ char *path = NULL;
+static int counters_ask(SystemdCall *c) {
         int r;
 
-        r = sd_bus_path_encode(UNIT_PREFIX, slice, &path);
-        if (r < 0)
-                return r;
+        r = sd_bus_call_method_async(c->systemd->bus, &c->slot, DESTINATION, c->path, "org.freedesktop.DBus.Properties", "GetAll",
+                                     on_counters_reply, c, "s", "org.freedesktop.systemd1.Slice");
+        if (r >= 0)
+                c->systemd->n_counters++;
+        return r;
+}
+
+static void counters_unwait(SystemdCall *c) {
+        Systemd *s = c->systemd;
+
+        s->counters_wait_last = NULL;
+        for (SystemdCall **i = &s->counters_wait; *i; i = &(*i)->next) {
+                if (*i == c)
+                        *i = c->next;
+                if (!*i)
+                        break;
+                s->counters_wait_last = *i;
+        }
+        c->next = NULL;
+}
+
+/* What waits has a deadline of its own at its callers, who are not told if it could not even be asked. */
+static void counters_over(SystemdCall *c) {
+        Systemd *s = c->systemd;
+
+        if (!c->slot) {
+                counters_unwait(c);
+                return;
+        }
+        s->n_counters--;
+        while (s->counters_wait && s->n_counters < COUNTERS_MAX) {
+                SystemdCall *next = s->counters_wait;
+
+                counters_unwait(next);
+                (void) counters_ask(next);
+        }
+}
+
+/* A bus lets us wait for 128 answers at a time, which starts need as well. */
+int systemd_get_counters(Systemd *s, const char *slice, unit_counters_cb cb, void *userdata, SystemdCall **ret) {
+        _cleanup_(systemd_call_freep) SystemdCall *c = NULL;
+        int r;
+
         c = call_new(s, CALL_COUNTERS, userdata);
         if (!c)
                 return -ENOMEM;
         c->cb.counters = cb;
-
-        r = sd_bus_call_method_async(s->bus, &c->slot, DESTINATION, path, "org.freedesktop.DBus.Properties", "GetAll",
-                                     on_counters_reply, c, "s", "org.freedesktop.systemd1.Slice");
+        r = sd_bus_path_encode(UNIT_PREFIX, slice, &c->path);
         if (r < 0)
                 return r;
+
+        if (s->n_counters < COUNTERS_MAX) {
+                r = counters_ask(c);
+                if (r < 0)
+                        return r;
+        } else {
+                if (s->counters_wait_last)
+                        s->counters_wait_last->next = c;
+                else
+                        s->counters_wait = c;
+                s->counters_wait_last = c;
+        }
         *ret = TAKE_PTR(c);
         return 0;
 }

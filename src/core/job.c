@@ -95,6 +95,26 @@ void waiters_tell(Waiter **list, const sd_bus_error *error) {
         }
 }
 
+void waiters_drop(Waiter **list, waiter_gone gone, void *context) {
+        while (*list) {
+                Waiter *w = *list;
+
+                if (!gone(w->cb, w->userdata, context)) {
+                        list = &w->next;
+                        continue;
+                }
+                *list = w->next;
+                free(w);
+        }
+}
+
+void vm_drop_waiters(VM *vm, waiter_gone gone, void *context) {
+        if (vm->job)
+                waiters_drop(&vm->job->waiters, gone, context);
+        if (vm->start)
+                start_drop_waiters(vm, gone, context);
+}
+
 int job_add_waiter(Job *j, done_cb cb, void *userdata) {
         return waiter_add(&j->waiters, cb, userdata);
 }

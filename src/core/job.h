@@ -50,6 +50,9 @@ DEFINE_TRIVIAL_CLEANUP_FUNC(Job *, job_free);
 void job_begin(Job *j);
 /* cb NULL: nobody waits. */
 int job_add_waiter(Job *j, done_cb cb, void *userdata);
+/* Whom nobody needs to tell any more, of all who wait for something of a VM: gone() owns what it says yes to. */
+typedef bool (*waiter_gone)(done_cb cb, void *userdata, void *context);
+void vm_drop_waiters(VM *vm, waiter_gone gone, void *context);
 /* Enters a stage: notes how long the last one took, tells the observer. stage must be static. */
 void job_set_stage(Job *j, const char *stage, double progress);
 /* Ends the job: tells the waiters and the observer, frees it. result: "done", "failed" or "canceled". */

@@ -38,12 +38,33 @@ typedef struct Stats {
         SystemdCall *call;
         sd_event_source *timer;
         bool slice_pending, vmm_pending, dying, dead, told;
-        Counter counters[COUNTERS_MAX];
-        size_t n;
+        Counter *counters;
+        size_t n, n_room;
 } Stats;
 
+static void stats_free(Stats *s) {
+        safe_close(s->pidfd);
+        free(s->counters);
+        free(s);
+}
+
+static bool stats_make_room(Stats *s) {
+        size_t room = s->n_room == 0 ? 16 : MIN(s->n_room * 2, (size_t) COUNTERS_MAX);
+        Counter *l;
+
+        if (s->n < s->n_room)
+                return true;
+        l = s->n_room < room ? reallocarray(s->counters, room, sizeof(Counter)) : NULL;
+        if (!l)
+                return false;
+        s->counters = l;
+        s->n_room = room;
+        return true;
+}
+
+/* What there is no room for is left out. */
 static void stats_add(Stats *s, const char *name, uint64_t value) {
-        if (s->n >= COUNTERS_MAX)
+        if (!stats_make_room(s))
                 return;
         snprintf(s->counters[s->n].name, sizeof(s->counters[s->n].name), "%s", name);
         s->counters[s->n++].value = value;
@@ -73,10 +94,8 @@ static bool stats_wait_for_state(Stats *s) {
 static void stats_check(Stats *s, bool late) {
         if (!s->told && (late || (!s->slice_pending && !s->vmm_pending && !s->dying && !s->dead)) && !stats_wait_for_state(s))
                 stats_tell(s);
-        if (s->told && !s->vmm_pending) {
-                safe_close(s->pidfd);
-                free(s);
-        }
+        if (s->told && !s->vmm_pending)
+                stats_free(s);
 }
 
 static void on_slice_counters(void *userdata, const UnitCounter *counters, size_t n, const sd_bus_error *error) {
@@ -85,6 +104,7 @@ static void on_slice_counters(void *userdata, const UnitCounter *counters, size_
         for (size_t i = 0; i < n; i++)
                 stats_add(s, counters[i].name, counters[i].value);
         s->slice_pending = false;
+        s->call = systemd_call_free(s->call); /* others wait for their turn */
         stats_check(s, false);
 }
 
@@ -141,8 +161,7 @@ int vm_get_stats(VM *vm, stats_cb cb, void *userdata, sd_bus_error *error) {
                 r = systemd_get_counters(vm->manager->systemd, vm->slice, on_slice_counters, s, &s->call);
         if (r < 0) {
                 sd_event_source_disable_unref(s->timer);
-                safe_close(s->pidfd);
-                free(s);
+                stats_free(s);
                 return sd_bus_error_set_errno(error, r);
         }
         s->slice_pending = true;

@@ -418,6 +418,10 @@ int start_begin_again(VM *vm) {
         return begin(vm, true);
 }
 
+void start_drop_waiters(VM *vm, waiter_gone gone, void *context) {
+        waiters_drop(&vm->start->cancel_waiters, gone, context);
+}
+
 int start_cancel(VM *vm, VMCall by, bool keep_intent, done_cb cb, void *userdata) {
         Start *s = vm->start;
         int r;

@@ -91,6 +91,7 @@ void vm_found_exit(VM *vm);
 #define DAEMON_ENDS_ERROR SD_BUS_ERROR_MAKE_CONST(VMUNIT_ERROR_CANCELED, "vmunitd ends; the VM's state tells what became of it")
 int waiter_add(Waiter **list, done_cb cb, void *userdata);
 void waiters_tell(Waiter **list, const sd_bus_error *error);
+void waiters_drop(Waiter **list, waiter_gone gone, void *context);
 
 /* relaunch.c: reboot and reset by a new VMM */
 /* Its VMM has ended by this cause: true if that is part of a reboot, which goes on when its units are gone. */
@@ -105,6 +106,7 @@ void relaunch_run_gone(VM *vm);
 
 /* start.c */
 int start_begin(VM *vm);
+void start_drop_waiters(VM *vm, waiter_gone gone, void *context);
 /* The same from Stopping, for a reboot whose job is there already */
 int start_begin_again(VM *vm);
 /* Where a start that failed leads to: back to Error, or there because nobody waits for it, or its VM was running */

@@ -1,0 +1,536 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
+
+#include "api/peers.h"
+#include "basic/log.h"
+#include "basic/string-util.h"
+
+#define BUS "org.freedesktop.DBus"
+#define BUS_PATH "/org/freedesktop/DBus"
+
+/* The largest that anything here needs is a definition, of 256 KiB at most. */
+#define MESSAGE_BYTES_MAX (512U * 1024U)
+/* Calls that wait for their answer */
+#define CALLS_PEER_MAX 64U
+#define CALLS_USER_MAX 128U
+#define CALLS_ROOT_MAX 1024U
+/* Calls that were not looked at yet */
+#define HELD_PEER_MAX 256U
+#define HELD_PEER_BYTES_MAX (2U * 1024U * 1024U)
+#define HELD_USER_BYTES_MAX (4U * 1024U * 1024U)
+/* The bus keeps what a client does not read. Where that is more than 127 MiB of ours, dbus-daemon reads nothing from us any more. */
+#define UNREAD_PEER_MAX (UINT64_C(8) * 1024 * 1024)
+#define UNREAD_USER_MAX (UINT64_C(24) * 1024 * 1024)
+#define LOOK_AGAIN_USEC (100 * USEC_PER_MSEC)
+/* The bus has taken nothing for so many looks: somebody does not read our signals, which can't be held back. */
+#define STUCK_LOOK_USEC (5 * USEC_PER_SEC)
+#define STUCK_LOOKS_MAX 6U
+
+typedef struct Held {
+        struct Held *next;
+        sd_bus_message *message;
+        size_t size;
+} Held;
+
+typedef struct Peer {
+        struct Peer *next;
+        Peers *peers;
+        char *name;
+        uid_t uid;
+        bool known;             /* the bus has told the uid */
+        bool left;              /* kept for the calls that it has under way */
+        bool told;              /* that it does not read */
+        unsigned n_calls;
+        sd_bus_slot *question;  /* the bus is asked for the uid, or for what it has not read */
+        uint64_t unread;        /* when the bus was asked last */
+        uint64_t charged;       /* what it may have been sent since */
+        Held *held, **held_end;
+        unsigned n_held;
+        size_t held_bytes;
+} Peer;
+
+struct Peers {
+        sd_bus *bus;
+        const Manager *manager;
+        peer_left_cb left;
+        void *userdata;
+        sd_bus_slot *filter, *match;
+        Peer *list;             /* who called last comes first */
+        bool uncounted;         /* the bus can't tell who has not read what, and looks after itself, as dbus-broker does */
+        sd_event_source *again, *stuck;
+        uint64_t queued;        /* when `stuck` looked last */
+        unsigned stuck_looks;
+};
+
+/* One bus, one list: who asks for a sender has nothing but a message. */
+static Peers *all;
+
+/* Messages */
+
+static int measure(sd_bus_message *m, size_t *left) {
+        const char *contents, *s;
+        const void *p;
+        size_t size;
+        char type;
+        int r;
+
+        while ((r = sd_bus_message_peek_type(m, &type, &contents)) > 0) {
+                size = sizeof(uint64_t);
+                if (type == 'a' && strchr("ynqiuxtd", contents[0]) && !contents[1])
+                        r = sd_bus_message_read_array(m, contents[0], &p, &size);
+                else if (strchr("avr(e{", type)) {
+                        r = sd_bus_message_enter_container(m, type, contents);
+                        if (r >= 0)
+                                r = measure(m, left);
+                        if (r >= 0)
+                                r = sd_bus_message_exit_container(m);
+                } else if (strchr("sog", type)) {
+                        r = sd_bus_message_read_basic(m, type, &s);
+                        size = r > 0 ? strlen(s) + sizeof(uint64_t) : 0;
+                } else
+                        r = sd_bus_message_skip(m, (const char[]) { type, 0 });
+                if (r < 0)
+                        return r;
+                if (size > *left)
+                        return -E2BIG;
+                *left -= size;
+        }
+        return r;
+}
+
+bool message_exceeds(sd_bus_message *m, size_t max, size_t *ret_size) {
+        size_t left = max;
+        int r;
+
+        r = measure(m, &left);
+        (void) sd_bus_message_rewind(m, true);
+        *ret_size = max - left;
+        return r == -E2BIG;
+}
+
+/* Peers */
+
+static void drop_held(Peer *p) {
+        while (p->held) {
+                Held *h = p->held;
+
+                p->held = h->next;
+                sd_bus_message_unref(h->message);
+                free(h);
+        }
+        p->held_end = &p->held;
+        p->n_held = 0;
+        p->held_bytes = 0;
+}
+
+static void peer_free(Peer *p) {
+        for (Peer **i = &p->peers->list; *i; i = &(*i)->next)
+                if (*i == p) {
+                        *i = p->next;
+                        break;
+                }
+        drop_held(p);
+        sd_bus_slot_unref(p->question);
+        free(p->name);
+        free(p);
+}
+
+static Peer *peer_find(const char *name) {
+        for (Peer **i = all ? &all->list : NULL; i && *i; i = &(*i)->next) {
+                Peer *p = *i;
+
+                if (!streq(p->name, name))
+                        continue;
+                *i = p->next;
+                p->next = all->list;
+                all->list = p;
+                return p;
+        }
+        return NULL;
+}
+
+static Peer *peer_of(sd_bus_message *m) {
+        const char *sender = sd_bus_message_get_sender(m);
+
+        return sender ? peer_find(sender) : NULL;
+}
+
+static void peer_leaves(Peer *p) {
+        p->left = true;
+        p->question = sd_bus_slot_unref(p->question);
+        drop_held(p);
+        if (p->n_calls > 0)
+                p->peers->left(p->peers->userdata, p->name); /* may end the last of them */
+}
+
+/* Who has left stays until its last call has ended. */
+static void peer_settle(Peer *p) {
+        if (p->left && p->n_calls == 0)
+                peer_free(p);
+}
+
+static int on_name_owner_changed(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        const char *name, *old, *new;
+        Peer *p;
+
+        if (sd_bus_message_read(m, "sss", &name, &old, &new) < 0 || *new)
+                return 0;
+        p = peer_find(name);
+        if (!p)
+                return 0;
+        p->n_calls++; /* not freed by the end of another */
+        peer_leaves(p);
+        p->n_calls--;
+        peer_settle(p);
+        return 0;
+}
+
+static bool hold(Peer *p, sd_bus_message *m, size_t size) {
+        size_t sum = 0;
+        Held *h;
+
+        for (const Peer *q = p->peers->list; q && p->known && p->uid != 0; q = q->next)
+                if (q->known && q->uid == p->uid)
+                        sum += q->held_bytes;
+        if (p->n_held >= HELD_PEER_MAX || p->held_bytes + size > HELD_PEER_BYTES_MAX || sum + size > HELD_USER_BYTES_MAX)
+                return false;
+        h = new(Held, 1);
+        if (!h)
+                return false;
+        *h = (Held) { .message = sd_bus_message_ref(m), .size = size };
+        *p->held_end = h;
+        p->held_end = &h->next;
+        p->n_held++;
+        p->held_bytes += size;
+        return true;
+}
+
+/* They come through the filter once more, in their order and before what is still to be read. */
+static void release(Peer *p) {
+        for (const Held *h = p->held; h; h = h->next)
+                if (sd_bus_enqueue_for_read(p->peers->bus, h->message) < 0)
+                        log_oom();
+        drop_held(p);
+}
+
+/* Who it is */
+
+static int on_uid(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        Peer *p = userdata;
+        uint32_t uid;
+
+        p->question = sd_bus_slot_unref(p->question);
+        if (sd_bus_message_is_method_error(m, NULL) || sd_bus_message_read(m, "u", &uid) < 0) {
+                p->left = true;
+                peer_settle(p);
+                return 0;
+        }
+        p->uid = uid;
+        p->known = true;
+        release(p);
+        return 0;
+}
+
+static int peer_new(Peers *peers, const char *name, Peer **ret) {
+        Peer *p = new(Peer, 1);
+        int r;
+
+        if (!p)
+                return -ENOMEM;
+        *p = (Peer) { .peers = peers, .name = strdup(name), .held_end = &p->held };
+        r = !p->name ? -ENOMEM :
+                sd_bus_call_method_async(peers->bus, &p->question, BUS, BUS_PATH, BUS, "GetConnectionUnixUser", on_uid, p, "s", name);
+        if (r < 0) {
+                free(p->name);
+                free(p);
+                return r;
+        }
+        p->next = peers->list;
+        peers->list = p;
+        *ret = p;
+        return 0;
+}
+
+int peer_uid(const char *name, uid_t *ret) {
+        const Peer *p = peer_find(name);
+
+        if (!p || !p->known)
+                return -ENXIO;
+        *ret = p->uid;
+        return 0;
+}
+
+/* What it has under way */
+
+static unsigned calls_of_user(const Peers *peers, uid_t uid) {
+        unsigned n = 0;
+
+        for (const Peer *p = peers->list; p; p = p->next)
+                if (p->known && p->uid == uid)
+                        n += p->n_calls;
+        return n;
+}
+
+int peer_check_calls(sd_bus_message *m, sd_bus_error *error) {
+        const Peer *p = peer_of(m);
+
+        if (!p)
+                return 0;
+        if (p->n_calls >= (p->uid == 0 ? CALLS_ROOT_MAX : CALLS_PEER_MAX))
+                return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED, "%u of your calls are under way; wait for one to end", p->n_calls);
+        if (p->uid != 0 && calls_of_user(p->peers, p->uid) >= CALLS_USER_MAX)
+                return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED, "%u calls of user %u are under way; wait for one to end",
+                                         CALLS_USER_MAX, (unsigned) p->uid);
+        return 0;
+}
+
+void peer_call_begins(sd_bus_message *m) {
+        Peer *p = peer_of(m);
+
+        if (p)
+                p->n_calls++;
+}
+
+void peer_call_ends(sd_bus_message *m) {
+        Peer *p = peer_of(m);
+
+        if (!p || p->n_calls == 0)
+                return;
+        p->n_calls--;
+        peer_settle(p);
+}
+
+/* What it has not read */
+
+/* Upper bounds: what is too much costs one more question to the bus. */
+static uint64_t cost_of(const Peers *peers, sd_bus_message *m) {
+        const struct {
+                const char *member;
+                uint64_t cost;
+        } costs[] = {
+                { "GetManagedObjects", 32 * 1024 + peers->manager->n_vms * 8192 },
+                { "ListVMs", 1024 + peers->manager->n_vms * 256 },
+                { "Introspect", 16 * 1024 + peers->manager->n_vms * 256 },
+                { "ListEvents", 4 * 1024 * 1024 },
+                { "GetUsage", 16 * 1024 * 1024 },
+                { "GetConsoleLog", MIN(peers->manager->config->console_log_max, UINT64_C(16) * 1024 * 1024) + 1024 },
+                { "GetDefinition", 512 * 1024 },
+                { "GetAll", 16 * 1024 },
+                { "GetLastOutput", 16 * 1024 },
+        };
+        const char *member = strempty(sd_bus_message_get_member(m));
+
+        for (size_t i = 0; i < ELEMENTSOF(costs); i++)
+                if (streq(member, costs[i].member))
+                        return costs[i].cost;
+        return 1024;
+}
+
+static bool same_user(const Peer *a, const Peer *b) {
+        return a == b || (a->known && b->known && a->uid == b->uid && a->uid != 0);
+}
+
+static bool has_unread(const Peer *p) {
+        uint64_t sum = 0;
+
+        if (p->unread + p->charged >= UNREAD_PEER_MAX)
+                return true;
+        for (const Peer *q = p->peers->list; q; q = q->next)
+                if (same_user(p, q) && !q->left)
+                        sum += q->unread + q->charged;
+        return sum >= UNREAD_USER_MAX;
+}
+
+static int on_again(sd_event_source *source, uint64_t usec, void *userdata);
+
+static void look_again(Peers *peers) {
+        if (!peers->again &&
+            sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->again, CLOCK_MONOTONIC, LOOK_AGAIN_USEC, 0, on_again, peers) < 0)
+                log_oom();
+}
+
+static int read_unread(sd_bus_message *m, uint64_t *ret) {
+        uint32_t value;
+        const char *key;
+        int r;
+
+        r = sd_bus_message_enter_container(m, 'a', "{sv}");
+        while (r >= 0 && (r = sd_bus_message_enter_container(m, 'e', "sv")) > 0) {
+                r = sd_bus_message_read_basic(m, 's', &key);
+                if (r >= 0 && streq(key, "OutgoingBytes")) {
+                        r = sd_bus_message_read(m, "v", "u", &value);
+                        *ret = value;
+                        return r;
+                }
+                if (r >= 0)
+                        r = sd_bus_message_skip(m, "v");
+                if (r >= 0)
+                        r = sd_bus_message_exit_container(m);
+        }
+        return r < 0 ? r : -ENODATA;
+}
+
+static void release_readers(Peers *peers) {
+        for (Peer *p = peers->list; p; p = p->next) {
+                if (!p->held || !p->known)
+                        continue;
+                if (peers->uncounted || !has_unread(p))
+                        release(p);
+                else
+                        look_again(peers);
+        }
+}
+
+static void tell_unread(Peer *p) {
+        if (!p->told)
+                log_notice("A client of user %u (%s) does not read what it is sent, %" PRIu64 " bytes; it is not answered until it does",
+                           (unsigned) p->uid, p->name, p->unread);
+        p->told = true;
+}
+
+static int on_unread(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        const sd_bus_error *e = sd_bus_message_get_error(m);
+        Peer *p = userdata;
+
+        p->question = sd_bus_slot_unref(p->question);
+        if (e && !streq(e->name, SD_BUS_ERROR_NAME_HAS_NO_OWNER))
+                p->peers->uncounted = true;
+        p->charged = 0;
+        p->unread = 0;
+        if (!e && read_unread(m, &p->unread) < 0)
+                p->peers->uncounted = true;
+        if (p->unread >= UNREAD_PEER_MAX)
+                tell_unread(p);
+        release_readers(p->peers);
+        return 0;
+}
+
+static void ask_unread(Peer *p) {
+        if (!p->question && !p->left && p->known &&
+            sd_bus_call_method_async(p->peers->bus, &p->question, BUS, BUS_PATH, BUS ".Debug.Stats", "GetConnectionStats", on_unread, p, "s",
+                                     p->name) < 0)
+                look_again(p->peers);
+}
+
+/* Of all its connections, for it may be another one that has not read. */
+static void ask_user_unread(Peer *p, bool fresh) {
+        bool asked = false;
+
+        for (Peer *q = p->peers->list; q; q = q->next)
+                if (same_user(p, q) && (fresh ? q->charged > 0 : q->unread + q->charged > 0)) {
+                        ask_unread(q);
+                        asked = true;
+                }
+        if (!asked)
+                look_again(p->peers);
+}
+
+static int on_again(sd_event_source *source, uint64_t usec, void *userdata) {
+        Peers *peers = userdata;
+
+        peers->again = sd_event_source_disable_unref(peers->again);
+        for (Peer *p = peers->list; p; p = p->next)
+                if (p->held && p->known)
+                        ask_user_unread(p, false);
+        return 0;
+}
+
+/* A bus that takes nothing more */
+
+static int on_stuck(sd_event_source *source, uint64_t usec, void *userdata) {
+        Peers *peers = userdata;
+        uint64_t n = 0;
+
+        peers->stuck = sd_event_source_disable_unref(peers->stuck);
+        (void) sd_bus_get_n_queued_write(peers->bus, &n);
+        if (n == 0)
+                return 0;
+        peers->stuck_looks = n < peers->queued ? 0 : peers->stuck_looks + 1;
+        peers->queued = n;
+        if (peers->stuck_looks >= STUCK_LOOKS_MAX) {
+                log_error("The bus has taken no message for %u s, for a client does not read our signals: starting again",
+                          STUCK_LOOKS_MAX * (unsigned) (STUCK_LOOK_USEC / USEC_PER_SEC));
+                return sd_event_exit(sd_bus_get_event(peers->bus), 1);
+        }
+        return sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->stuck, CLOCK_MONOTONIC, STUCK_LOOK_USEC, 0, on_stuck, peers);
+}
+
+static void watch_queue(Peers *peers) {
+        if (peers->stuck || sd_bus_get_n_queued_write(peers->bus, &peers->queued) < 0 || peers->queued == 0)
+                return;
+        peers->stuck_looks = 0;
+        (void) sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->stuck, CLOCK_MONOTONIC, STUCK_LOOK_USEC, 0, on_stuck, peers);
+}
+
+/* All that comes in */
+
+static int on_call(Peers *peers, Peer *p, sd_bus_message *m, sd_bus_error *error) {
+        size_t size;
+
+        if (message_exceeds(m, MESSAGE_BYTES_MAX, &size))
+                return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED, "The message is larger than %u KiB", MESSAGE_BYTES_MAX / 1024);
+        if (!p->known)
+                return hold(p, m, size) ? 1 : sd_bus_error_set(error, SD_BUS_ERROR_LIMITS_EXCEEDED, "Too many calls at once; try again");
+        if (peers->uncounted || !sd_bus_message_get_expect_reply(m))
+                return 0;
+        if (p->held || has_unread(p)) {
+                if (!p->held)
+                        ask_user_unread(p, true);
+                /* Who is told that it does not read would have that to read as well. */
+                (void) hold(p, m, size);
+                return 1;
+        }
+        p->charged += cost_of(peers, m);
+        return 0;
+}
+
+static int on_message(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        const char *sender = sd_bus_message_get_sender(m);
+        Peers *peers = userdata;
+        Peer *p;
+        int r;
+
+        watch_queue(peers);
+        if (!sender || !sd_bus_message_is_method_call(m, NULL, NULL))
+                return 0;
+        p = peer_find(sender);
+        if (!p) {
+                r = peer_new(peers, sender, &p);
+                if (r < 0)
+                        return r;
+        }
+        return on_call(peers, p, m, error);
+}
+
+int peers_new(sd_bus *bus, const Manager *manager, peer_left_cb left, void *userdata, Peers **ret) {
+        _cleanup_(peers_freep) Peers *p = new(Peers, 1);
+        int r;
+
+        if (!p)
+                return -ENOMEM;
+        *p = (Peers) { .bus = sd_bus_ref(bus), .manager = manager, .left = left, .userdata = userdata };
+        r = sd_bus_add_filter(bus, &p->filter, on_message, p);
+        if (r >= 0)
+                r = sd_bus_add_match_async(bus, &p->match, "type='signal',sender='" BUS "',path='" BUS_PATH "',interface='" BUS "',"
+                                           "member='NameOwnerChanged',arg2=''", on_name_owner_changed, NULL, p);
+        if (r < 0)
+                return r;
+        all = *ret = TAKE_PTR(p);
+        return 0;
+}
+
+Peers *peers_free(Peers *p) {
+        if (!p)
+                return NULL;
+        if (all == p)
+                all = NULL;
+        sd_bus_slot_unref(p->filter);
+        sd_bus_slot_unref(p->match);
+        sd_event_source_disable_unref(p->again);
+        sd_event_source_disable_unref(p->stuck);
+        while (p->list)
+                peer_free(p->list);
+        sd_bus_unref(p->bus);
+        free(p);
+        return NULL;
+}
