@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <inttypes.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 
 #include "api/peers.h"
 #include "basic/log.h"
@@ -23,8 +25,9 @@
 #define UNREAD_USER_MAX (UINT64_C(24) * 1024 * 1024)
 #define LOOK_AGAIN_USEC (100 * USEC_PER_MSEC)
 /* The bus has taken nothing for so many looks: somebody does not read our signals, which can't be held back. */
-#define STUCK_LOOK_USEC (5 * USEC_PER_SEC)
-#define STUCK_LOOKS_MAX 6U
+#define STUCK_LOOK_USEC (3 * USEC_PER_SEC)
+#define STUCK_LOOKS_MAX 5U
+#define STUCK_BYTES_MIN 32768U
 
 typedef struct Held {
         struct Held *next;
@@ -437,12 +440,20 @@ static int on_again(sd_event_source *source, uint64_t usec, void *userdata) {
 
 /* A bus that takes nothing more */
 
+/* What it has not taken: in the socket, where megabytes fit, and here */
+static uint64_t queued_bytes(const Peers *peers) {
+        int n = 0;
+
+        if (ioctl(sd_bus_get_fd(peers->bus), SIOCOUTQ, &n) < 0)
+                return 0;
+        return (uint64_t) n;
+}
+
 static int on_stuck(sd_event_source *source, uint64_t usec, void *userdata) {
         Peers *peers = userdata;
-        uint64_t n = 0;
+        uint64_t n = queued_bytes(peers);
 
         peers->stuck = sd_event_source_disable_unref(peers->stuck);
-        (void) sd_bus_get_n_queued_write(peers->bus, &n);
         if (n == 0)
                 return 0;
         peers->stuck_looks = n < peers->queued ? 0 : peers->stuck_looks + 1;
@@ -456,10 +467,13 @@ static int on_stuck(sd_event_source *source, uint64_t usec, void *userdata) {
 }
 
 static void watch_queue(Peers *peers) {
-        if (peers->stuck || sd_bus_get_n_queued_write(peers->bus, &peers->queued) < 0 || peers->queued == 0)
+        if (peers->stuck)
                 return;
+        peers->queued = queued_bytes(peers);
         peers->stuck_looks = 0;
-        (void) sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->stuck, CLOCK_MONOTONIC, STUCK_LOOK_USEC, 0, on_stuck, peers);
+        if (peers->queued >= STUCK_BYTES_MIN)
+                (void) sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->stuck, CLOCK_MONOTONIC, STUCK_LOOK_USEC, 0, on_stuck,
+                                                  peers);
 }
 
 /* All that comes in */
