@@ -277,15 +277,18 @@ def _():
     reload_bus()
     try:
         systemctl("restart", "vmunitd.service")     # limits are a connection's from its beginning
-        with vms(1) as (vm,), raw(STRANGER) as client:
+        with vms(1) as (vm,), raw(STRANGER) as client, raw(0) as writer:
             vm.start()
             pid, leader = daemon_pid(), vm.pid
             client.subscribe("type='signal',sender='org.vmunit1'")
             def started_again():
                 for n in range(20):
-                    vm.update_async({"labels": {"n": f"{time.monotonic()} {n}" + "x" * 3000}})
+                    patch = json.dumps({"labels": {"n": f"{time.monotonic()} {n}" + "x" * 3000}})
+                    writer.send(vm.path, VM_INTERFACE, "Update", GLib.Variant("(sa{sv})", (patch, {})), no_reply=True)
                 return daemon_pid() not in (0, pid)
             wait_for(started_again, 120, "the daemon's next start", poll=0.3)
+            writer.close()
+            client.close()
             wait_for(lambda: vm.State == "Running" and vm.pid == leader, 20, poll=0.2)
             assert any("does not read our signals" in e["MESSAGE"] for e in journal("_SYSTEMD_UNIT=vmunitd.service"))
     finally:
