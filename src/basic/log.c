@@ -32,11 +32,9 @@ void log_set_max_level(int level) {
         max_level = level;
 }
 
-#define FIELDS_MAX 12
-
 static int send_to_journal(int level, const char *message, const char *fields[]) {
         _cleanup_free_ char *text = NULL, *priority = NULL;
-        struct iovec iov[FIELDS_MAX + 2];
+        struct iovec iov[LOG_FIELDS_MAX + 2];
         int n = 0;
 
         text = strjoinf("MESSAGE=%s", message);
@@ -46,7 +44,7 @@ static int send_to_journal(int level, const char *message, const char *fields[])
 
         iov[n++] = (struct iovec) { text, strlen(text) };
         iov[n++] = (struct iovec) { priority, strlen(priority) };
-        for (const char **f = fields; f && *f && n < FIELDS_MAX + 2; f++)
+        for (const char **f = fields; f && *f && n < LOG_FIELDS_MAX + 2; f++)
                 iov[n++] = (struct iovec) { (void *) *f, strlen(*f) };
         return sd_journal_sendv(iov, n);
 }

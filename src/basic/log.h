@@ -15,7 +15,8 @@ void log_set_max_level(int level);
 
 void log_internal(int level, int error, const char *fields[], const char *format, ...) _printf_(4, 5);
 
-/* FIELDS is a NULL-terminated array of "NAME=value" strings, or NULL. */
+/* FIELDS is a NULL-terminated array of "NAME=value" strings, or NULL; what is more than this is left out. */
+#define LOG_FIELDS_MAX 48
 #define log_full_fields(level, error, fields, ...) log_internal(level, error, fields, __VA_ARGS__)
 #define log_error(...) log_internal(LOG_ERR, 0, NULL, __VA_ARGS__)
 #define log_warning(...) log_internal(LOG_WARNING, 0, NULL, __VA_ARGS__)

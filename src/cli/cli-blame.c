@@ -14,9 +14,10 @@
 #include "cli/cli-format.h"
 #include "cli/cli-json.h"
 
-/* Where the last start of a VM spent its time: the daemon writes an entry for each stage of a job to the journal. */
+/* Where the last start of a VM spent its time: the daemon writes an entry with all stages of a job to the journal. */
 
 #define DAEMON_UNIT "_SYSTEMD_UNIT=vmunitd.service"     /* fields with an underscore are journald's own: nobody forges them */
+#define STAGE_FIELD "STAGE_USEC="
 #define STAGES_MAX 256U
 
 typedef struct Stage {
@@ -28,7 +29,7 @@ typedef struct Blame {
         Stage stages[STAGES_MAX];
         size_t n;
         char *name, *id, *job;
-        uint64_t started_usec;          /* CLOCK_REALTIME */
+        uint64_t started_usec, ended_usec;      /* CLOCK_REALTIME */
         uint64_t sum_usec;
 } Blame;
 
@@ -75,10 +76,46 @@ static int add_matches(sd_journal *j, const char *name_or_id) {
         return r < 0 ? r : add_match(j, "VMUNIT_VM_ID", name_or_id);
 }
 
+/* "NAME:USEC" */
+static int add_stage(Blame *b, const char *text, size_t n) {
+        _cleanup_free_ char *copy = strndup(text, n);
+        uint64_t usec;
+        char *colon;
+        int r;
+
+        if (!copy)
+                return -ENOMEM;
+        colon = strchr(copy, ':');
+        if (!colon || b->n == STAGES_MAX)
+                return -EBADMSG;
+        r = parse_u64(colon + 1, &usec);
+        if (r < 0)
+                return r;
+        *colon = 0;
+        b->stages[b->n++] = (Stage) { TAKE_PTR(copy), usec };
+        b->sum_usec += usec;
+        return 0;
+}
+
+/* One that can't be read is left out. */
+static int add_stages(sd_journal *j, Blame *b) {
+        const void *data;
+        size_t n;
+
+        SD_JOURNAL_FOREACH_DATA(j, data, n) {
+                const char *text = n >= strlen(STAGE_FIELD) ? data : "";
+
+                if (strncmp(text, STAGE_FIELD, strlen(STAGE_FIELD)) == 0 &&
+                    add_stage(b, text + strlen(STAGE_FIELD), n - strlen(STAGE_FIELD)) == -ENOMEM)
+                        return -ENOMEM;
+        }
+        return 0;
+}
+
 /* 0: it is of another start, and all of ours is read. */
-static int read_stage(sd_journal *j, Blame *b) {
-        _cleanup_free_ char *job = NULL, *id = NULL, *duration = NULL, *name = NULL;
-        uint64_t usec, at;
+static int read_stages_entry(sd_journal *j, Blame *b) {
+        _cleanup_free_ char *job = NULL, *id = NULL;
+        uint64_t at;
         int r;
 
         r = get_field(j, "VMUNIT_JOB", &job);
@@ -89,13 +126,7 @@ static int read_stage(sd_journal *j, Blame *b) {
         if (b->job && (!streq(b->job, job) || !streq(b->id, id)))
                 return 0;
 
-        r = get_field(j, "DURATION_USEC", &duration);
-        if (r >= 0)
-                r = get_field(j, "STAGE", &name);
-        if (r >= 0)
-                r = parse_u64(duration, &usec);
-        if (r >= 0)
-                r = sd_journal_get_realtime_usec(j, &at);
+        r = sd_journal_get_realtime_usec(j, &at);
         if (r >= 0 && !b->job)
                 r = get_field(j, "VMUNIT_VM", &b->name);
         if (r < 0)
@@ -104,11 +135,10 @@ static int read_stage(sd_journal *j, Blame *b) {
         if (!b->job) {
                 b->job = TAKE_PTR(job);
                 b->id = TAKE_PTR(id);
+                b->ended_usec = at;
         }
-        b->stages[b->n++] = (Stage) { TAKE_PTR(name), usec };
-        b->started_usec = at - MIN(usec, at);
-        b->sum_usec += usec;
-        return 1;
+        r = add_stages(j, b);
+        return r < 0 ? r : 1;
 }
 
 /* From the last entry back to where the start begins. */
@@ -120,12 +150,13 @@ static int read_stages(sd_journal *j, Blame *b) {
                 r = sd_journal_previous(j);
                 if (r <= 0)
                         break;
-                r = read_stage(j, b);
+                r = read_stages_entry(j, b);
                 if (r == -ENOENT || r == -EBADMSG || r == -EINVAL) /* one that can't be read is left out */
                         r = 1;
                 else if (r <= 0)
                         break;
         }
+        b->started_usec = b->ended_usec - MIN(b->sum_usec, b->ended_usec);
         return MIN(r, 0);
 }
 

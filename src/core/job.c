@@ -119,26 +119,42 @@ int job_add_waiter(Job *j, done_cb cb, void *userdata) {
         return waiter_add(&j->waiters, cb, userdata);
 }
 
-static void log_stage(Job *j, const char *name, uint64_t usec) {
-        _cleanup_free_ char *stage = NULL, *duration = NULL, *job = NULL, *operation = NULL;
+/* Each of them, and the sum. A field's values lose their order, so one of them has both, name and time. */
+static int add_stages(const Job *j, char ***fields, char ***words) {
+        uint64_t sum = 0;
+        int r = 0;
 
-        stage = strjoinf("STAGE=%s", name);
-        duration = strjoinf("DURATION_USEC=%" PRIu64, usec);
-        job = strjoinf("VMUNIT_JOB=%" PRIu32, j->id);
-        operation = strjoinf("VMUNIT_OPERATION=%s", vm_call_to_string(j->call));
-        if (stage && duration && job && operation) /* read by `vmunit blame` */
-                vm_log_fields(j->vm, LOG_DEBUG | LOG_ALWAYS, MESSAGE_VM_STAGE,
-                              (const char *[]) { stage, duration, job, operation, NULL }, "%s: %s took %.1f ms",
-                              vm_call_to_string(j->call), name, (double) usec / 1000);
+        for (size_t i = 0; r >= 0 && i < j->n_past; i++) {
+                const JobStage *s = j->past + i;
+
+                sum += s->usec;
+                r = strv_extendf(fields, "STAGE=%s", s->stage);
+                if (r >= 0)
+                        r = strv_extendf(fields, "STAGE_USEC=%s:%" PRIu64, s->stage, s->usec);
+                if (r >= 0)
+                        r = strv_extendf(words, "%s %.1f", s->stage, (double) s->usec / 1000);
+        }
+        if (r >= 0)
+                r = strv_extendf(fields, "DURATION_USEC=%" PRIu64, sum);
+        if (r >= 0)
+                r = strv_extendf(fields, "VMUNIT_JOB=%" PRIu32, j->id);
+        return r < 0 ? r : strv_extendf(fields, "VMUNIT_OPERATION=%s", vm_call_to_string(j->call));
 }
 
+/* In one entry, which `vmunit blame` reads: an entry costs more than some stages. */
 static void job_log_stages(Job *j) {
-        for (size_t i = 0; i < j->n_past; i++)
-                log_stage(j, j->past[i].stage, j->past[i].usec);
+        _cleanup_strv_free_ char **fields = NULL, **words = NULL;
+        _cleanup_free_ char *text = NULL;
+
+        if (j->n_past > 0 && add_stages(j, &fields, &words) >= 0)
+                text = strv_join(words, ", ");
+        if (text)
+                vm_log_fields(j->vm, LOG_DEBUG | LOG_ALWAYS, MESSAGE_VM_STAGES, (const char **) fields, "%s took, in ms: %s",
+                              vm_call_to_string(j->call), text);
         j->n_past = 0;
 }
 
-/* Logged together at the end, for the messages would take longer than some stages. */
+/* Logged together at the end */
 static void job_end_stage(Job *j) {
         uint64_t now = monotonic_now();
 

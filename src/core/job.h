@@ -19,6 +19,8 @@ typedef struct Waiter {
         struct Waiter *next;
 } Waiter;
 
+#define JOB_STAGES_MAX 16U /* that are logged in one entry */
+
 typedef struct JobStage {
         const char *stage;
         uint64_t usec;          /* how long it took */
@@ -33,7 +35,7 @@ struct Job {
         double progress;        /* 0..1, negative: unknown */
         uint64_t started_usec;
         uint64_t stage_usec;    /* CLOCK_MONOTONIC: when this stage began */
-        JobStage past[16];      /* those before, not logged yet */
+        JobStage past[JOB_STAGES_MAX]; /* those before, not logged yet */
         size_t n_past;
         uid_t caller;
         bool cancelable;

@@ -126,12 +126,11 @@ void vm_emit_changed(VM *vm, const char *property, ...) {
         m->observer->vm_changed(m->observer_userdata, vm, names);
 }
 
-#define FIELDS_MAX 12
 #define SENTENCE_MAX 1024
 
 void vm_log_fields(VM *vm, int level, const char *message_id, const char *fields[], const char *format, ...) {
         char name[96], id[64], unit[300], state[48], reason[64], mid[64], message[1024];
-        const char *all[FIELDS_MAX + 1];
+        const char *all[LOG_FIELDS_MAX + 1];
         size_t n = 0;
         va_list ap;
 
@@ -149,7 +148,7 @@ void vm_log_fields(VM *vm, int level, const char *message_id, const char *fields
                 snprintf(mid, sizeof(mid), "MESSAGE_ID=%s", message_id);
                 all[n++] = mid;
         }
-        for (const char **f = fields; f && *f && n < FIELDS_MAX; f++)
+        for (const char **f = fields; f && *f && n < LOG_FIELDS_MAX; f++)
                 all[n++] = *f;
         all[n] = NULL;
 

@@ -599,6 +599,17 @@ def _():
     assert len(text) == len(stages) + 1 and text[0].split() == [text[0].split()[0], stages[0]["Stage"]], text
     assert "in all" in text[-1] and all(line.split()[0].endswith(("ms", "s")) for line in text)
     assert blame(vm.Id).stdout == blame("web").stdout
+    entry, = journal(f"VMUNIT_JOB={told_json['Job']}")
+    assert set(entry["STAGE"]) == {s["Stage"] for s in stages} and int(entry["DURATION_USEC"]) == sum(durations), entry
+    assert {f"{s['Stage']}:{s['DurationUSec']}" for s in stages} == set(entry["STAGE_USEC"])
+    configure(LogLevel="info")
+    stop_daemon()
+    start_daemon()
+    vm.stop()
+    before = len(journal("_SYSTEMD_UNIT=vmunitd.service", f"VMUNIT_VM_ID={vm.Id}"))
+    vm.start()
+    assert len(journal("_SYSTEMD_UNIT=vmunitd.service", f"VMUNIT_VM_ID={vm.Id}")) == before + 3, "what a start writes"
+    text = blame("web").stdout.splitlines()
     configure()
     clean()
     assert blame("web").stdout.splitlines() == text, "the journal outlives the VM"
@@ -610,7 +621,7 @@ def _():
     done = blame("new")
     assert done.returncode == 1 and done.stderr.startswith("new: ") and not done.stdout, done
     subprocess.run(["logger", "--journald"], check=True, text=True, user=65534,
-                   input="MESSAGE=x\nVMUNIT_VM=new\nVMUNIT_VM_ID=1\nVMUNIT_OPERATION=Start\nVMUNIT_JOB=1\nSTAGE=lie\nDURATION_USEC=1\n")
+                   input="MESSAGE=x\nVMUNIT_VM=new\nVMUNIT_VM_ID=1\nVMUNIT_OPERATION=Start\nVMUNIT_JOB=1\nSTAGE=lie\nSTAGE_USEC=lie:1\nDURATION_USEC=1\n")
     assert journal("STAGE=lie") and blame("new").returncode == 1
     clean()
 

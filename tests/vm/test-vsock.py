@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=1800 all linux
+# suite: timeout=3600 all linux
 """A vsock with a guest at its end that answers: Linux in a QEMU, on a host of its own, whose kernel has what QEMU needs for it."""
 
 import os
