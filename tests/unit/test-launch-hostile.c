@@ -75,11 +75,11 @@ typedef union Body {
 } Body;
 
 typedef struct Asked {
-        Body body;
         size_t size, fixed;     /* fixed: without path or arguments */
         int fds[_HELPER_FD_MAX + 3];
         size_t n_fds;
         int control;            /* the daemon's end */
+        Body body;
 } Asked;
 
 static const char *const kind_names[_KIND_MAX] = { "OPEN", "START of a VMM", "START of a user's share", "START of root's share", "PROBE", "VSOCK" };
