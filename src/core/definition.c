@@ -211,7 +211,7 @@ int definition_diff(const Definition *a, const Definition *b, char ***ret) {
         return 0;
 }
 
-/* What an ordinary user may not: these need rights of the network stack. */
+/* What an ordinary user may not: the network's stack, and more of processors and disks than others get. */
 
 static bool has_network(const Definition *d, const Network *n) {
         for (size_t i = 0; d && i < d->n_networks; i++)
@@ -244,9 +244,25 @@ static int network_exceeds(const Network *n, size_t at, const Definition *had, c
         return 0;
 }
 
-int definition_exceeds_user(const Definition *d, const Definition *had, char **ret_why) {
-        int r = 0;
+#define WEIGHT_DEFAULT 100U
 
+static int weight_exceeds(const Definition *d, const Definition *had, Resource resource, const char *name, char **ret_why) {
+        uint64_t allowed = WEIGHT_DEFAULT;
+
+        if (had && had->resources.text[resource])
+                allowed = MAX(allowed, had->resources.value[resource]);
+        if (!d->resources.text[resource] || d->resources.value[resource] <= allowed)
+                return 0;
+        *ret_why = strjoinf("resources.%s: more than %u is at the cost of others", name, WEIGHT_DEFAULT);
+        return *ret_why ? 1 : -ENOMEM;
+}
+
+int definition_exceeds_user(const Definition *d, const Definition *had, char **ret_why) {
+        int r;
+
+        r = weight_exceeds(d, had, RESOURCE_CPU_WEIGHT, "CPUWeight", ret_why);
+        if (r == 0)
+                r = weight_exceeds(d, had, RESOURCE_IO_WEIGHT, "IOWeight", ret_why);
         for (size_t i = 0; r == 0 && i < d->n_networks; i++)
                 r = network_exceeds(d->networks + i, i, had, ret_why);
         return r;

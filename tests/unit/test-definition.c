@@ -826,6 +826,14 @@ static void test_excess(void) {
         one_excess(D("\"networks\":[{\"type\":\"tap\"}]"), D("\"networks\":[{\"name\":\"other\",\"type\":\"tap\"}]"),
                    "networks[0].type: a tap is the host's");
         one_excess(port_80, port_80, NULL);
+        one_excess(D("\"resources\":{\"CPUWeight\":100,\"IOWeight\":100,\"MemoryMax\":\"infinity\"}"), NULL, NULL);
+        one_excess(D("\"resources\":{\"CPUWeight\":\"idle\"}"), NULL, NULL);
+        one_excess(D("\"resources\":{\"CPUWeight\":101}"), NULL, "resources.CPUWeight: more than 100 is at the cost of others");
+        one_excess(D("\"resources\":{\"IOWeight\":10000}"), D("\"resources\":{\"CPUWeight\":10000}"),
+                   "resources.IOWeight: more than 100 is at the cost of others");
+        one_excess(D("\"resources\":{\"CPUWeight\":200}"), D("\"resources\":{\"CPUWeight\":300}"), NULL);
+        one_excess(D("\"resources\":{\"CPUWeight\":200}"), D("\"resources\":{\"CPUWeight\":150}"),
+                   "resources.CPUWeight: more than 100 is at the cost of others");
         one_excess(port_80, PORTS("{\"host\":81,\"guest\":1}"), "networks[1].forward[1].host: ports below 1024 are the host's");
         one_excess(port_80, PORTS("{\"host\":80,\"guest\":1,\"protocol\":\"udp\"}"),
                    "networks[1].forward[1].host: ports below 1024 are the host's");
