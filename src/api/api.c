@@ -138,6 +138,7 @@ static bool on_waiter(done_cb cb, void *userdata, void *name) {
 static void on_peer_left(void *userdata, const char *name) {
         Api *a = userdata;
 
+        authorizations_drop(a, name);
         for (VM *vm = a->manager->vms; vm; vm = vm->next)
                 vm_drop_waiters(vm, on_waiter, (void *) name);
 }

@@ -115,7 +115,7 @@ static Authorization *authorization_free(Authorization *a) {
                 }
         polkit_check_free(a->check);
         subject_done(&a->subject);
-        sd_bus_message_unref(a->message);
+        message_release(a->message);
         free(a);
         return NULL;
 }
@@ -172,10 +172,8 @@ static void on_answer(void *userdata, PolkitAnswer answer) {
         Api *api = a->api;
         int r;
 
-        if (answer != POLKIT_CALLER_LEFT) {
-                r = go_on(a, answer, &error);
-                answer_error(a->message, r, &error);
-        }
+        r = go_on(a, answer, &error);
+        answer_error(a->message, r, &error);
         authorization_free(a);
         ask_more(api);
 }
@@ -250,7 +248,7 @@ static int authorize(Api *api, const Method *method, sd_bus_message *m, uid_t ca
                 return -ENOMEM;
         *a = (Authorization) {
                 .api = api,
-                .message = sd_bus_message_ref(m),
+                .message = message_hold(m, true),
                 .method = method,
                 .caller = caller,
                 .interactive = !method->otherwise && sd_bus_message_get_allow_interactive_authorization(m) > 0,
@@ -309,6 +307,19 @@ int job_method(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         Job *j = userdata;
 
         return call_method(j->vm->manager->observer_userdata, API_JOB_INTERFACE, m, j, error);
+}
+
+void authorizations_drop(Api *api, const char *name) {
+        Authorization *a = api->authorizations;
+
+        while (a) {
+                Authorization *next = a->next;
+
+                if (streq(sd_bus_message_get_sender(a->message), name))
+                        authorization_free(a);
+                a = next;
+        }
+        ask_more(api);
 }
 
 void authorizations_end(Api *api) {

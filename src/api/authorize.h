@@ -12,5 +12,7 @@ int manager_method(sd_bus_message *m, void *userdata, sd_bus_error *error);
 int vm_method(sd_bus_message *m, void *userdata, sd_bus_error *error);
 int job_method(sd_bus_message *m, void *userdata, sd_bus_error *error);
 
+/* Who has left is not asked any more, and nothing is done. */
+void authorizations_drop(Api *api, const char *name);
 /* Calls for which polkit is being asked; nothing was done for them. They are told that the daemon ends. */
 void authorizations_end(Api *api);

@@ -9,8 +9,6 @@
 #define DESTINATION "org.freedesktop.PolicyKit1"
 #define AUTHORITY_PATH "/org/freedesktop/PolicyKit1/Authority"
 #define AUTHORITY "org.freedesktop.PolicyKit1.Authority"
-#define BUS "org.freedesktop.DBus"
-#define BUS_PATH "/org/freedesktop/DBus"
 
 #define FLAG_INTERACTIVE UINT32_C(1)
 
@@ -20,7 +18,7 @@
 
 struct PolkitCheck {
         sd_bus *bus;
-        sd_bus_slot *answer, *left, *there;
+        sd_bus_slot *answer;
         char id[32];            /* to cancel it by: ours alone, for polkit tells callers apart */
         bool dialogue;          /* may be open */
         polkit_cb cb;
@@ -43,18 +41,9 @@ PolkitCheck *polkit_check_free(PolkitCheck *c) {
                 return NULL;
         cancel_dialogue(c);
         sd_bus_slot_unref(c->answer);
-        sd_bus_slot_unref(c->left);
-        sd_bus_slot_unref(c->there);
         sd_bus_unref(c->bus);
         free(c);
         return NULL;
-}
-
-static void tell(PolkitCheck *c, PolkitAnswer answer) {
-        polkit_cb cb = TAKE_PTR(c->cb);
-
-        if (cb)
-                cb(c->userdata, answer);
 }
 
 /* Anybody's call may meet it: the journal hears of it once, until polkit answers again. */
@@ -78,51 +67,16 @@ static int on_answer(sd_bus_message *m, void *userdata, sd_bus_error *ret_error)
         if (error) {
                 note_reachable(error);
                 cancel_dialogue(c); /* which was open for too long, if polkit is still there */
-                tell(c, POLKIT_UNREACHABLE);
+                c->cb(c->userdata, POLKIT_UNREACHABLE);
                 return 0;
         }
         note_reachable(NULL);
         c->dialogue = false;
         if (sd_bus_message_enter_container(m, 'r', "bba{ss}") < 0 || sd_bus_message_read(m, "bb", &authorized, &challenge) < 0)
-                tell(c, POLKIT_UNREACHABLE);
+                c->cb(c->userdata, POLKIT_UNREACHABLE);
         else
-                tell(c, authorized ? POLKIT_ALLOWED : challenge ? POLKIT_WANTS_PASSWORD : POLKIT_REFUSED);
+                c->cb(c->userdata, authorized ? POLKIT_ALLOWED : challenge ? POLKIT_WANTS_PASSWORD : POLKIT_REFUSED);
         return 0;
-}
-
-static int on_left(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
-        tell(userdata, POLKIT_CALLER_LEFT);
-        return 0;
-}
-
-/* The bus may refuse, for there are limits to that as well: then the dialogue stays open for longer. Without this the connection would end. */
-static int on_watched(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
-        return 0;
-}
-
-static int on_there(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
-        PolkitCheck *c = userdata;
-        int there;
-
-        c->there = sd_bus_slot_unref(c->there);
-        if (!sd_bus_message_is_method_error(m, NULL) && sd_bus_message_read(m, "b", &there) > 0 && !there)
-                tell(c, POLKIT_CALLER_LEFT);
-        return 0;
-}
-
-/* Who has left, maybe before the bus knew that we want to hear of it, needs no dialogue any more. Nothing here waits: the bus keeps the order. */
-static int watch_caller(PolkitCheck *c, const char *caller) {
-        _cleanup_free_ char *match = NULL;
-        int r;
-
-        match = strjoinf("type='signal',sender='" BUS "',path='" BUS_PATH "',interface='" BUS "',member='NameOwnerChanged',"
-                         "arg0='%s',arg2=''", caller);
-        if (!match)
-                return -ENOMEM;
-        r = sd_bus_add_match_async(c->bus, &c->left, match, on_left, on_watched, c);
-        if (r < 0)
-                return r;
-        return sd_bus_call_method_async(c->bus, &c->there, BUS, BUS_PATH, BUS, "NameHasOwner", on_there, c, "s", caller);
 }
 
 static int append_details(sd_bus_message *m, const char *const *details) {
@@ -165,11 +119,6 @@ int polkit_check(sd_bus_message *call, const char *action, const char *const *de
         *c = (PolkitCheck) { .bus = sd_bus_ref(sd_bus_message_get_bus(call)), .cb = cb, .userdata = userdata };
         (void) snprintf(c->id, sizeof(c->id), "vmunit-%" PRIu64, ++last_id);
 
-        if (interactive) {
-                r = watch_caller(c, caller);
-                if (r < 0)
-                        return r;
-        }
         c->dialogue = interactive;
         r = ask(c, caller, action, details);
         if (r < 0) {

@@ -12,7 +12,6 @@ typedef enum PolkitAnswer {
         POLKIT_REFUSED,
         POLKIT_WANTS_PASSWORD,  /* and nobody was asked for it */
         POLKIT_UNREACHABLE,     /* it is not there, has ended meanwhile, or was silent for too long */
-        POLKIT_CALLER_LEFT,
 } PolkitAnswer;
 
 typedef struct PolkitCheck PolkitCheck;
@@ -22,7 +21,7 @@ DEFINE_TRIVIAL_CLEANUP_FUNC(PolkitCheck *, polkit_check_free);
 
 /* The subject is the caller's connection, whose unique name is never another's; polkit has its process, start time and session from the
  * bus. details: keys and values in turn, ends with NULL. interactive: people may be asked, who take their time. The callback runs once,
- * from the loop; freeing the check in it is fine. */
+ * from the loop; freeing the check in it is fine. Free it when the caller leaves. */
 typedef void (*polkit_cb)(void *userdata, PolkitAnswer answer);
 int polkit_check(sd_bus_message *call, const char *action, const char *const *details, bool interactive, polkit_cb cb, void *userdata,
                  PolkitCheck **ret);
