@@ -241,6 +241,9 @@ static void test_processes(void) {
         check(pid_start_time(getpid(), &other) == 0 && other <= start);
         check(pid_cgroup(pid, &cgroup) == 0 && cgroup[0] == '/');
 
+        ok(!pid_stopped(pid), "it waits");
+        check(kill(pid, SIGSTOP) == 0 && waitid(P_PIDFD, (id_t) fd, &(siginfo_t) {}, WSTOPPED) == 0);
+        ok(pid_stopped(pid), "… and is stopped");
         is_int(pidfd_kill(fd, SIGKILL), 0, "killed by its pidfd");
         check(waitid(P_PIDFD, (id_t) fd, &(siginfo_t) {}, WEXITED | WNOWAIT) == 0);
         ok(pidfd_dead(fd), "a zombie is dead");
@@ -248,6 +251,7 @@ static void test_processes(void) {
         is_int(pidfd_kill(fd, SIGKILL), -ESRCH, "a dead process gets no signal");
         is_int(pidfd_get_pid(fd, &p), -ESRCH, "and has no pid");
         is_int(pid_start_time(pid, &start), -ESRCH, "nor a start time");
+        ok(!pid_stopped(pid), "… and is not stopped");
 
         if (pidfd_exit_status(fd, &status) == -EOPNOTSUPP)
                 skip("the kernel keeps the exit status", "PIDFD_INFO_EXIT needs Linux 6.15");
