@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Clients that behave badly: raw connections to the bus that send what they like and read when they like, as any user."""
 
+import select
 import socket
 
 from vmunit_test import *
@@ -23,7 +24,8 @@ def as_user(uid):
 class RawClient:
     """Reads nothing until it is told to."""
 
-    def __init__(self, uid, timeout=20):
+    def __init__(self, uid, timeout=20, fds=False):
+        self._takes_fds = fds
         self.socket, self._serial, self._rest = socket.socket(socket.AF_UNIX), 0, b""
         self.socket.settimeout(timeout * int(os.environ.get("VMUNIT_SLOWER", 1)))
         with as_user(uid):
@@ -33,22 +35,33 @@ class RawClient:
         while not line.endswith(b"\r\n"):
             line += self.socket.recv(1)
         assert line.startswith(b"OK"), line
+        if fds:
+            self.socket.sendall(b"NEGOTIATE_UNIX_FD\r\n")
+            assert self.socket.recv(100) == b"AGREE_UNIX_FD\r\n"
         self.socket.sendall(b"BEGIN\r\n")
         hello = self.send("/org/freedesktop/DBus", DBUS, "Hello", destination=DBUS)
         self.name = self.answer(hello).get_body().unpack()[0]
 
-    def message(self, path, interface, method, parameters=None, destination=BUS, no_reply=False):
-        """A call, as it goes over the wire, and its number."""
+    def message(self, path, interface, method, parameters=None, destination=BUS, no_reply=False, n_fds=0):
+        """A call, as it goes over the wire, and its number. n_fds: how many descriptors go with it, whatever is in it."""
         self._serial += 1
         m = Gio.DBusMessage.new_method_call(destination, path, interface, method)
         if parameters is not None:
             m.set_body(parameters)
         m.set_flags(Gio.DBusMessageFlags.NO_REPLY_EXPECTED if no_reply else Gio.DBusMessageFlags.NONE)
         m.set_serial(self._serial)
-        return bytes(m.to_blob(Gio.DBusCapabilityFlags.NONE)), self._serial
+        if n_fds:
+            fds = Gio.UnixFDList.new()
+            for _ in range(n_fds):
+                fds.append(0)
+            m.set_unix_fd_list(fds)
+        flags = Gio.DBusCapabilityFlags.UNIX_FD_PASSING if n_fds else Gio.DBusCapabilityFlags.NONE
+        return bytes(m.to_blob(flags)), self._serial
 
-    def send(self, *args, **keys):
-        blob, serial = self.message(*args, **keys)
+    def send(self, *args, fds=(), **keys):
+        blob, serial = self.message(*args, n_fds=len(fds), **keys)
+        if fds:
+            blob = blob[socket.send_fds(self.socket, [blob], fds):]
         self.socket.sendall(blob)
         return serial
 
@@ -58,12 +71,29 @@ class RawClient:
     def read(self):
         """The next message"""
         while len(self._rest) < 16 or len(self._rest) < (size := Gio.DBusMessage.bytes_needed(self._rest[:16])):
-            piece = self.socket.recv(1 << 20)
+            piece = self._receive()
             if not piece:
                 raise ConnectionResetError("the bus has hung up")
             self._rest += piece
         blob, self._rest = self._rest[:size], self._rest[size:]
         return Gio.DBusMessage.new_from_blob(blob, Gio.DBusCapabilityFlags.NONE)
+
+    def _receive(self):
+        if not self._takes_fds:
+            return self.socket.recv(1 << 20)
+        piece, fds, _, _ = socket.recv_fds(self.socket, 1 << 16, 16)
+        for fd in fds:
+            os.close(fd)
+        return piece
+
+    def pending(self):
+        """What has come meanwhile; waits for nothing. Descriptors are closed."""
+        messages = []
+        while select.select([self.socket], [], [], 0)[0] and (piece := self._receive()):
+            self._rest += piece
+        while len(self._rest) >= 16 and len(self._rest) >= Gio.DBusMessage.bytes_needed(self._rest[:16]):
+            messages.append(self.read())
+        return messages
 
     def answer(self, serial):
         """Reads up to the answer to this call."""
