@@ -1,11 +1,11 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=1800 sanitized
+# suite: timeout=300 sanitized
 """Random calls with random arguments on all that is on the bus, from many connections that come, read or not, and go: the daemon lives,
 answers others, and nothing is left of it.
 
-As root and as a user, 20 s each; with VMUNIT_ALL 10 min each. What is sent depends on VMUNIT_SEED (1), but for the numbers of jobs; how far it
-gets depends on the machine.
+As root and as a user, 20 s each; with VMUNIT_ALL (`tests/run --all --timeout 1800 hostile-client`) 10 min each. What is sent depends on
+VMUNIT_SEED (1), but for the numbers of jobs; how far it gets depends on the machine.
 """
 
 import collections
