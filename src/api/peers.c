@@ -162,8 +162,11 @@ static void peer_leaves(Peer *p) {
         p->left = true;
         p->question = sd_bus_slot_unref(p->question);
         drop_held(p);
-        if (p->n_calls > 0)
-                p->peers->left(p->peers->userdata, p->name); /* may end the last of them */
+        if (p->n_calls == 0)
+                return;
+        p->n_calls++; /* the end of the last one would free it */
+        p->peers->left(p->peers->userdata, p->name);
+        p->n_calls--;
 }
 
 /* Who has left stays until its last call has ended. */
@@ -181,9 +184,7 @@ static int on_name_owner_changed(sd_bus_message *m, void *userdata, sd_bus_error
         p = peer_find(name);
         if (!p)
                 return 0;
-        p->n_calls++; /* not freed by the end of another */
         peer_leaves(p);
-        p->n_calls--;
         peer_settle(p);
         return 0;
 }
