@@ -7,6 +7,7 @@
 #include "basic/string-util.h"
 #include "bus/error-names.h"
 #include "core/manager-private.h"
+#include "core/share.h"
 
 /* Which VMMs there are, and which of them a definition gets. What is on this host is looked up by the launcher: the daemon sees no
  * devices. Directories where a program may be are watched, and a start looks once more. */
@@ -271,10 +272,10 @@ static void probe_all(Manager *m) {
 
 static void watch_all(Manager *m);
 
-static bool is_called(Manager *m, Backend b, const char *name) {
+static bool is_called(Manager *m, Program program, const char *name) {
         _cleanup_strv_free_ char **paths = NULL;
 
-        if (!vmm_ops(b) || program_paths(m->config, vmm_ops(b)->program, &paths) < 0)
+        if (program_paths(m->config, program, &paths) < 0)
                 return false;
         STRV_FOREACH(path, paths)
                 if (streq(strrchr(*path, '/') + 1, name))
@@ -291,11 +292,14 @@ static int on_inotify(sd_event_source *source, const struct inotify_event *ev, v
         if (directory || (ev->mask & (IN_Q_OVERFLOW | IN_IGNORED))) {
                 watch_all(m);
                 probe_all(m);
+                shares_probe(m);
                 return 0;
         }
         for (Backend b = 0; b < _BACKEND_MAX; b++)
-                if (ev->len > 0 && is_called(m, b, ev->name))
+                if (ev->len > 0 && vmm_ops(b) && is_called(m, vmm_ops(b)->program, ev->name))
                         probe(m, b, false);
+        if (ev->len > 0 && is_called(m, PROGRAM_VIRTIOFSD, ev->name))
+                shares_probe(m);
         return 0;
 }
 
@@ -322,18 +326,23 @@ static void unwatch(Manager *m) {
         m->watched = strv_free(m->watched);
 }
 
+static void watch_program(Manager *m, Program program) {
+        _cleanup_strv_free_ char **paths = NULL;
+
+        if (program_paths(m->config, program, &paths) < 0)
+                return;
+        STRV_FOREACH(path, paths) {
+                *strrchr(*path, '/') = 0;
+                watch_directory(m, *path);
+        }
+}
+
 static void watch_all(Manager *m) {
         unwatch(m);
-        for (Backend b = 0; b < _BACKEND_MAX; b++) {
-                _cleanup_strv_free_ char **paths = NULL;
-
-                if (!vmm_ops(b) || program_paths(m->config, vmm_ops(b)->program, &paths) < 0)
-                        continue;
-                STRV_FOREACH(path, paths) {
-                        *strrchr(*path, '/') = 0;
-                        watch_directory(m, *path);
-                }
-        }
+        for (Backend b = 0; b < _BACKEND_MAX; b++)
+                if (vmm_ops(b))
+                        watch_program(m, vmm_ops(b)->program);
+        watch_program(m, PROGRAM_VIRTIOFSD);
 }
 
 void manager_watch_backends(Manager *m) {

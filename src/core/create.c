@@ -216,6 +216,8 @@ int manager_check_new(Manager *m, const char *name, const char *definition, uid_
         if (r >= 0)
                 r = shares_check(m, name, d, error);
         if (r >= 0)
+                r = shares_check_program(m, NULL, d, error);
+        if (r >= 0)
                 r = claim_check_new(m, name, owner, d, error); /* before the owner's file is looked at */
         if (r < 0)
                 return r;

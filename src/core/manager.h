@@ -53,6 +53,7 @@ struct Manager {
         Create *creates;                /* that wait for a look at a file */
         char *virtiofsd_version;        /* NULL: not asked yet */
         uint64_t virtiofsd_mtime;
+        bool virtiofsd_missing;
         LaunchCall *virtiofsd_probe;
         bool kvm;                       /* /dev/kvm can be opened */
         bool no_vhost_vsock;            /* /dev/vhost-vsock can't */

@@ -367,11 +367,13 @@ static void on_manager_probed(void *userdata, int error, const ProbeReply *reply
         Manager *m = userdata;
 
         m->virtiofsd_probe = launch_call_free(m->virtiofsd_probe);
+        m->virtiofsd_missing = error == -ENOENT;
         if (error >= 0)
                 (void) take_version(m, reply);
 }
 
 void shares_probe(Manager *m) {
+        m->virtiofsd_probe = launch_call_free(m->virtiofsd_probe); /* what it would tell may be old */
         (void) launch_probe(m->event, PROGRAM_VIRTIOFSD, true, LAUNCHER_TIMEOUT_USEC, on_manager_probed, m, &m->virtiofsd_probe);
 }
 
@@ -381,6 +383,7 @@ static void on_probed(void *userdata, int error, const ProbeReply *reply) {
         int r;
 
         s->probe = launch_call_free(s->probe);
+        m->virtiofsd_missing = error == -ENOENT;
         if (error < 0) {
                 share_failed(s->share, error, VMUNIT_ERROR_BACKEND_UNAVAILABLE, "virtiofsd can't be used: %s; see VirtioFSD= in vmunit.conf(5)",
                              error == -ENOENT ? "it was not found" : strerror(-error));

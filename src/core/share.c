@@ -131,6 +131,14 @@ int shares_check(Manager *m, const char *name, const Definition *d, sd_bus_error
         return 0;
 }
 
+int shares_check_program(Manager *m, const Definition *before, const Definition *d, sd_bus_error *error) {
+        if (d->n_filesystems == 0 || (before && before->n_filesystems > 0) || !m->virtiofsd_missing)
+                return 0;
+        return sd_bus_error_set(error, VMUNIT_ERROR_NOT_SUPPORTED,
+                                "filesystems: they need virtiofsd, which was not found; install the package virtiofsd (in Debian 12 "
+                                "qemu-system-common), or see VirtioFSD= in vmunit.conf(5)");
+}
+
 const char *shares_waited_for(const VM *vm) {
         for (size_t i = 0; i < vm->n_shares; i++)
                 if (!vm->shares[i].ready)

@@ -51,6 +51,8 @@ void share_failed(Share *share, int error, const char *name, const char *format,
 
 /* What no share of a VM of this name can be: 0, or -errno with an error that names the key. */
 int shares_check(Manager *m, const char *name, const Definition *d, sd_bus_error *error);
+/* That there is a virtiofsd, for the first share of a VM */
+int shares_check_program(Manager *m, const Definition *before, const Definition *d, sd_bus_error *error);
 
 /* share-start.c */
 /* Asks what virtiofsd there is, for what is refused when a VM is created. */

@@ -102,6 +102,8 @@ static int merge_next(VM *vm, const char *patch, char **ret, sd_bus_error *error
         if (r >= 0)
                 r = shares_check(vm->manager, vm->rec.name, merged, error);
         if (r >= 0)
+                r = shares_check_program(vm->manager, vm->definition, merged, error);
+        if (r >= 0)
                 r = claim_take(vm, vm->definition, merged, error);
         if (r < 0)
                 return r;
@@ -165,6 +167,8 @@ static int update_dead(VM *vm, const char *patch, sd_bus_error *error) {
         r = manager_check_definition(vm->manager, d, error);
         if (r >= 0)
                 r = shares_check(vm->manager, vm->rec.name, d, error);
+        if (r >= 0)
+                r = shares_check_program(vm->manager, vm->definition, d, error);
         if (r >= 0)
                 r = claim_take(vm, d, NULL, error);
         if (r < 0)

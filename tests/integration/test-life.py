@@ -846,4 +846,17 @@ def _():
             assert words(vm) == ("Error", "vmm-crashed")
 
 
+@test("a Stop without a limit ends where nobody can tell whether the guest has heard of it", timeout=90,
+      not_on={"qemu": "its connection is there already"})
+def _():
+    with vm_of() as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        os.unlink(f"/run/vmunit/vms/{vm.Id}/{SOCKET}")
+        vm.stop(timeout_usec=FOR_EVER)
+        assert words(vm) == ("Stopped", "stop-forced"), words(vm)
+        vm.start()
+        assert words(vm) == ("Running", "")
+
+
 run()

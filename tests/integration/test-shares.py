@@ -464,6 +464,42 @@ def refused(call):
     return False
 
 
+@test("without a virtiofsd a VM with shares is refused, until there is one", timeout=60)
+def _():
+    program = os.path.dirname(FAKE) + "/virtiofsd-later"
+    os.makedirs(os.path.dirname(FAKE), exist_ok=True)
+    with configured(VirtioFSD=program):
+        with vm_of(tiny_definition()) as vm:
+            shares = {"filesystems": [{"tag": "one", "source": share_dir("one")}]}
+            wait_for(lambda: refused(lambda: vm.update(shares)), 10, "the daemon to have looked", poll=0.05)
+            with expect_error("NotSupported", begins="filesystems: ", text="virtiofsd"):
+                manager.create("none", tiny_definition(**shares))
+            assert [name for name, _, _, _ in manager.list()] == [vm.Name]
+        with open(program, "w", encoding="utf-8") as f:
+            f.write(_FAKE % {"version": "7.2.22", "code": "real()"})
+        os.chmod(program, 0o755)
+        wait_for(lambda: not refused(lambda: manager.create("later", tiny_definition(**shares))), 10, "the program to be seen", poll=0.05)
+        vm = manager.vm("later")
+        vm.start()
+        os.unlink(program)
+        wait_for(lambda: refused(lambda: manager.create("none", tiny_definition(**shares))), 10, "the program to be missed", poll=0.05)
+        vm.update({"labels": {"still": "there"}})
+        vm.remove(force=True)
+        vm.wait_gone()
+
+
+@test("a Stop without a limit ends for a guest that loses its share meanwhile", timeout=60)
+def _():
+    with vm_of(shared("one")) as vm:
+        vm.start()
+        deaf(vm)
+        stop = vm.stop_async(timeout_usec=FOR_EVER)
+        wait_for(lambda: vm.State == "Stopping")
+        os.kill(virtiofsds(vm, "one")[0], signal.SIGKILL)
+        wait_for(lambda: stop.done, 40)
+        assert not stop.error and words(vm) == ("Stopped", "stop-forced"), (stop.error, words(vm))
+
+
 @test("the ids of VMs and shares are claimed by users that nobody is")
 def _():
     subprocess.run(["systemd-sysusers"], check=True, capture_output=True)
