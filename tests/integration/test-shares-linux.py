@@ -403,6 +403,51 @@ def _():
     remove(vm)
 
 
+@test("xattr, posixAcl, cache and threads are what they say", timeout=300)
+def _():
+    manager.remove_all()
+    options = {"tools": {"readonly": True}, "plain": {}, "more": {"xattr": True, "posixAcl": True}, "always": {"cache": "always"},
+               "never": {"cache": "never"}, "many": {"threads": 4}}
+    for name in options:
+        share_dir(name)
+    subprocess.run(["gcc", "-static", "-O1", "-o", f"{ROOT}/tools/xattr", os.path.join(HERE, "..", "guests", "xattr.c")], check=True)
+    try:
+        os.setxattr(f"{ROOT}/more", "user.host", b"host")
+    except OSError:
+        raise Skip("this kernel's tmpfs has no extended attributes of users") from None
+    for name in ("always", "never"):
+        put(f"{ROOT}/{name}/file", b"first")
+    vm = boot("options", memory="320M", filesystems=[{"tag": name, "source": f"{ROOT}/{name}", **more} for name, more in options.items()])
+    with Shell(vm) as shell:
+        def run(command, timeout=PATIENT):
+            code, text = shell.run(command, timeout)
+            assert code == 0, (command, code, text)
+            return text
+
+        for name in options:
+            run(f"mkdir -p /mnt/{name} && mount -t virtiofs {name} /mnt/{name}")
+        assert run("/mnt/tools/xattr get /mnt/more user.host") == "host"
+        run("echo x >/mnt/more/file && /mnt/tools/xattr set /mnt/more/file user.guest guest")
+        assert os.getxattr(f"{ROOT}/more/file", "user.guest") == b"guest"
+        run("/mnt/tools/xattr acl /mnt/more/file 1234")
+        assert b"\xd2\x04\x00\x00" in os.getxattr(f"{ROOT}/more/file", "system.posix_acl_access"), "uid 1234 in it"
+        run("echo x >/mnt/plain/file")
+        for command in ("set /mnt/plain/file user.guest guest", "acl /mnt/plain/file 1234"):
+            code, text = shell.run("/mnt/tools/xattr " + command)
+            assert code != 0 and "not supported" in text, (command, code, text)
+
+        assert run("cat /mnt/always/file /mnt/never/file") == "firstfirst"
+        for name in ("always", "never"):
+            with open(f"{ROOT}/{name}/file", "r+b") as f:
+                f.write(b"other")
+        assert run("cat /mnt/always/file /mnt/never/file") == "firstother", "what is kept for always, and what never"
+
+        run("for i in 1 2 3 4 5 6 7 8; do dd if=/dev/zero of=/mnt/many/$i bs=64k count=32 2>/dev/null & done; wait; cat /mnt/many/* | md5sum")
+        assert sorted(os.listdir(f"{ROOT}/many")) == [str(i) for i in range(1, 9)]
+        assert all(os.path.getsize(f"{ROOT}/many/{i}") == 2 * MIB for i in range(1, 9))
+    remove(vm)
+
+
 @test("another user's directory: the start is refused and names the share", timeout=60)
 def _():
     subprocess.run(["useradd", "-u", str(OWNER), "-M", "vmunit-owner"], check=False, capture_output=True)

@@ -22,5 +22,18 @@ os.chown("/usr/local/libexec/virtiofsd", 0, 0)
 
 run, vmunit_test.run = vmunit_test.run, lambda: None
 for suite in ("shares", "shares-linux") if vmunit_test.BACKEND == "qemu" else ("shares",):
-    runpy.run_path(f"{HERE}/test-{suite}.py", run_name="__main__")
+    loaded = runpy.run_path(f"{HERE}/test-{suite}.py", run_name="__main__")
+
+
+@vmunit_test.test("it is the one in Rust that all of this was about")
+def _():
+    with loaded["vm_of"](vmunit_test.tiny_definition(filesystems=[{"tag": "one", "source": loaded["share_dir"]("one")}])) as vm:
+        vm.start()
+        lines = []
+        for pid in vmunit_test.unit_pids(f"vmunit-{vmunit_test.escape(vm.Name)}-fs-one.scope"):
+            with open(f"/proc/{pid}/cmdline", encoding="utf-8") as f:
+                lines.append(f.read())
+        assert any("\0--shared-dir" in line for line in lines), lines
+
+
 run()

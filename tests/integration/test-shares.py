@@ -3,8 +3,10 @@
 # suite: timeout=600 sanitized backends=qemu,cloud-hypervisor
 """Shared folders: a virtiofsd each, in a scope of its own, that is bound to its VM both ways. The tiny guest has no driver for them."""
 
+import itertools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -114,7 +116,91 @@ def _():
                 assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/1/ns/{kind}"), kind
         assert not any(int(status(pid, "CapEff")[0], 16) & ~0x880000db for pid in virtiofsds(vm, "one")), "what its program needs"
         helper = next(pid for pid in unit_pids(scope(vm, "one")) if program_of(pid) == "vmunit-exec")
-        assert int(status(helper, "CapEff")[0], 16) == 0
+        for pid in (helper, *virtiofsds(vm, "one")):    # what counts on the host; those in its namespace are another matter
+            for key in ("CapInh", "CapAmb") + (("CapEff", "CapPrm") if pid == helper else ()):
+                assert int(status(pid, key)[0], 16) == 0, (program_of(pid), key, status(pid, key))
+            assert status(pid, "NoNewPrivs") == ["1"]
+        with open(f"/proc/{virtiofsds(vm, 'one')[0]}/uid_map", encoding="utf-8") as f:
+            assert "0" not in [line.split()[1] for line in f], "root of the host is nobody there"
+
+
+def shown(vm, tag):
+    """The directory that a virtiofsd has opened: its root, or /share before it is"""
+    for pid in virtiofsds(vm, tag):
+        for path in (f"/proc/{pid}/root", f"/proc/{pid}/root/share"):
+            with contextlib.suppress(OSError):
+                yield os.stat(path).st_dev, os.stat(path).st_ino
+
+
+@test("a link to a directory is followed once, at the start", timeout=60)
+def _():
+    a, b, link = share_dir("link-a"), share_dir("link-b"), f"{ROOT}/link"
+    identity = lambda path: (os.stat(path).st_dev, os.stat(path).st_ino)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(link)
+    os.symlink("link-a", link)
+    with vm_of(tiny_definition(filesystems=[{"tag": "one", "source": link}])) as vm:
+        vm.start()
+        assert identity(a) in shown(vm, "one")
+        os.unlink(link)
+        os.symlink("link-b", link)
+        vm.pause()
+        vm.resume()
+        vm.reset()
+        wait_for(lambda: identity(a) in shown(vm, "one") or identity(b) in shown(vm, "one"), poll=0.05)
+        if BACKEND == "qemu":                   # another one has a fresh virtiofsd by now, and its directory is opened with that
+            assert identity(a) in shown(vm, "one")
+        vm.kill()
+        vm.start()
+        assert identity(b) in shown(vm, "one") and identity(a) not in shown(vm, "one")
+        vm.kill()
+        os.unlink(link)
+        os.symlink("link", link)
+        with expect_error("BackendFailed", text="filesystems[0] (one)"):
+            vm.start()
+
+
+@test("what lies where a share's socket is to be does not keep it from its VM, and stays another's")
+def _():
+    with vm_of(shared("one", "two")) as vm, socket.socket(socket.AF_UNIX) as other:
+        where = f"/run/vmunit/vms/{vm.Id}/fs-two"
+        os.makedirs(where, mode=0o700)
+        other.bind(where + "/socket")
+        other.listen()
+        vm.start()
+        assert words(vm) == ("Running", "") and virtiofsds(vm, "two")
+        other.setblocking(False)
+        try:
+            other.accept()
+        except BlockingIOError:
+            pass
+        else:
+            raise AssertionError("it was connected to another's socket")
+    with vm_of(shared("one", "two")) as vm:
+        where = f"/run/vmunit/vms/{vm.Id}/fs-two"
+        os.makedirs(where, mode=0o700)
+        subprocess.run(["mount", "-t", "tmpfs", "busy", where], check=True)
+        try:
+            with expect_error("BackendFailed", text="busy"):
+                vm.start()
+            assert words(vm) == ("Stopped", "start-failed") and not usage_of(vm)
+        finally:
+            subprocess.run(["umount", where], check=True)
+        vm.start()
+
+
+@test("systemctl stop of a share's scope while no daemon is there: the VM is no more when there is one again", timeout=120, sanitized=False)
+def _():
+    with vm_of(shared("one", "two", stopTimeout="1s")) as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        unit = scope(vm, "two")
+        stop_daemon()
+        systemctl("stop", "--no-block", unit)
+        systemctl("start", "vmunitd.service")   # systemd has it wait for the stop, which ends by its time-out
+        vm.wait_state("Stopped", "Error", timeout=60)
+        assert words(vm) in (("Stopped", "stopped"), ("Error", "virtiofsd-crashed")), words(vm)
+        all_gone(vm, "one", "two")
 
 
 @test("the memory of the guest is shared exactly if there are shares", not_on={"cloud-hypervisor": "its configuration can't be seen from outside"})
@@ -482,10 +568,10 @@ def _():
         vm = manager.vm("later")
         vm.start()
         os.unlink(program)
-        wait_for(lambda: refused(lambda: manager.create("none", tiny_definition(**shares))), 10, "the program to be missed", poll=0.05)
+        names = (f"more{n}" for n in itertools.count())
+        wait_for(lambda: refused(lambda: manager.create(next(names), tiny_definition(**shares))), 10, "the program to be missed", poll=0.05)
         vm.update({"labels": {"still": "there"}})
-        vm.remove(force=True)
-        vm.wait_gone()
+        manager.remove_all()
 
 
 @test("a Stop without a limit ends for a guest that loses its share meanwhile", timeout=60)
