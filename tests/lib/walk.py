@@ -18,6 +18,8 @@ VMS, CLIENTS, OUTSTANDING, LEG = 20, 3, 4, 100
 OPERATIONS = {"create": 14, "start": 20, "stop": 9, "kill": 6, "pause": 7, "resume": 8, "reboot": 4, "reset": 5, "update": 9,
               "remove": 3, "force": 2, "cancel": 6, "stats": 4}
 DAEMON_DIES, VMM_DIES = 1 / 80, 1 / 10         # a call
+SHARES = BACKEND != "firecracker"               # a third of the VMs have one or two
+SHARED = "/tmp/walk"                            # the box's root is an overlay, which knows no idmapped mounts
 ANSWER_SEC = 120
 # What a call may be answered. The last ones only where somebody was killed, or the guest could not hear.
 OURS = {ERROR + e for e in ("Busy", "InvalidState", "NotRunning", "Canceled", "Removing", "NoSuchVM", "VMExists", "Timeout", "BackendFailed")}
@@ -26,6 +28,7 @@ BUS_ERRORS = {"org.freedesktop.DBus.Error." + e for e in ("UnknownObject", "Unkn
 
 
 def configure():
+    os.makedirs(SHARED, exist_ok=True)
     os.makedirs("/etc/vmunit", exist_ok=True)
     with open("/etc/vmunit/vmunit.conf", "w") as f:
         f.write("[VMUnit]\nRestartSec=100ms\nRestartMaxDelaySec=400ms\nRestartResetSec=1h\nEventsMax=0\n")
@@ -77,8 +80,9 @@ class Walk:
     # One step
 
     def definition(self, number, r):
-        policy = r.choice(("no", "on-failure", "always"))
-        return tiny_definition(restart={"policy": policy, "max": r.randrange(4)}, labels={"n": str(number)},
+        policy, n = r.choice(("no", "on-failure", "always")), max(0, r.randrange(7) - 4)
+        shares = {"filesystems": [{"tag": f"s{i}", "source": SHARED} for i in range(n)]} if SHARES and n else {}
+        return tiny_definition(**shares, restart={"policy": policy, "max": r.randrange(4)}, labels={"n": str(number)},
                                stopTimeout=r.choice(("0s", "200ms", "1s")))
 
     def parameters(self, operation, number, name, r):
@@ -124,16 +128,17 @@ class Walk:
         if number <= VMS:                       # there is something to begin with
             name, operation = f"w{number - 1}", "create"
         waits, kills_daemon, kills_vmm = r.random() < 0.4, r.random() < DAEMON_DIES, r.random() < VMM_DIES
+        kind = r.choice(("VMM", "virtiofsd", "parent"))
         victim, inside = f"w{r.randrange(VMS)}", r.random() < 0.5
         seed = r.getrandbits(32)
 
         self.trace.append(f"{number}: client {self.clients.index(client)}: {operation} {name}{' waits' if waits else ''}")
         self.counts[operation] += 1
         if not inside:
-            self.kill(kills_daemon, kills_vmm, victim)
+            self.kill(kills_daemon, kills_vmm and kind, victim)
         entry = self.cancel(client, name) if operation == "cancel" else self.send(client, operation, number, name, random.Random(seed))
         if inside:
-            self.kill(kills_daemon, kills_vmm, victim)
+            self.kill(kills_daemon, kills_vmm and kind, victim)
         for c in self.clients:
             wait_for(lambda c=c: len(c.outstanding) < OUTSTANDING, ANSWER_SEC, "an answer")
         if waits and entry:
@@ -158,13 +163,15 @@ class Walk:
             return None
         return client.call(job, JOB, "Cancel", GLib.Variant("(a{sv})", ({},)), lambda error: self.answered("cancel", 0, name, error))
 
-    def kill(self, daemon, vmm, victim):
-        if vmm:
-            for pid in unit_pids_of_cgroup(victim):
+    def kill(self, daemon, kind, victim):
+        """kind: of the victim's processes. Of a VM that has no share it is the VMM."""
+        if kind:
+            pids = (pids_of_share(victim, "vmunit-exec" if kind == "parent" else kind) if kind != "VMM" else []) or vmms_of_cgroup(victim)
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     self.kills["VMM"] += 1
-                    self.trace.append(f"a process of {victim} was killed")
+                    self.trace.append(f"a process of {victim} was killed ({kind})")
         pid = daemon_pid() if daemon else 0
         if pid:
             with contextlib.suppress(ProcessLookupError):
@@ -225,16 +232,25 @@ class Walk:
                  f"{self.kills['daemon']} × the daemon, {self.kills['VMM']} × processes of VMs; answers: {', '.join(words)}")
 
 
-def unit_pids_of_cgroup(name):
-    """The VMM of a VM, without asking anybody."""
-    path = f"{vt.SLICE_CGROUP}/machine-vmunit-{escape(name)}.slice/vmunit-{escape(name)}.scope/cgroup.procs"
+def pids_of_cgroup(name, scope, comms):
+    """Of one of a VM's scopes, without asking anybody"""
+    path = f"{vt.SLICE_CGROUP}/machine-vmunit-{escape(name)}.slice/{scope}.scope/cgroup.procs"
     found = []
     with contextlib.suppress(OSError), open(path) as f:
         for pid in map(int, f):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as comm:
-                if comm.read().startswith(VMM_COMMS):
+                if comm.read().startswith(comms):
                     found.append(pid)
     return found
+
+
+def vmms_of_cgroup(name):
+    return pids_of_cgroup(name, f"vmunit-{escape(name)}", VMM_COMMS)
+
+
+def pids_of_share(name, comm):
+    """Of its first share"""
+    return pids_of_cgroup(name, f"vmunit-{escape(name)}-fs-s0", comm)[:1]
 
 
 def main():
