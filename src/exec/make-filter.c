@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Prints, while vmunit is built, a filter of system calls that vmunit-exec loads: what libseccomp makes of these lists.
- * make-filter vmm: for VMMs. make-filter virtiofsd: it builds a sandbox of its own, and then loads a stricter one. */
+ * make-filter vmm: for VMMs. make-filter virtiofsd: it goes into a chroot, and then loads a stricter one of its own. */
 
 #include <errno.h>
 #include <linux/filter.h>
@@ -27,8 +27,10 @@ static const char *const denied[] = {
 };
 
 /* What else a virtiofsd has no use for: a ring opens sockets past this filter. Cloud Hypervisor needs it for disks. */
-static const char *const denied_to_virtiofsd[] = { "io_uring_enter", "io_uring_register", "io_uring_setup" };
-/* What else a VMM has no use for; unshare(2) and clone(2) by their flags */
+static const char *const denied_to_virtiofsd[] = {
+        "io_uring_enter", "io_uring_register", "io_uring_setup", "mount", "pivot_root", "umount", "umount2",
+};
+/* What else a VMM has no use for; and both not for unshare(2) and clone(2) with these flags */
 static const char *const denied_to_vmms[] = { "chroot", "mount", "pivot_root", "umount", "umount2" };
 static const unsigned long namespaces[] = {
         CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET,
@@ -84,7 +86,7 @@ static int fill(scmp_filter_ctx f, bool vmm) {
         r = deny(f, denied, N(denied));
         if (r >= 0)
                 r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
-        if (r >= 0 && vmm)
+        if (r >= 0)
                 r = deny_namespaces(f);
         if (r >= 0) /* libc falls back on clone, whose flags can be looked at */
                 r = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);

@@ -63,11 +63,12 @@ static int check(const Filesystem *fs, const VirtiofsdVersion *v, sd_bus_error *
         return 0;
 }
 
-/* Locks stay in the guest: those that reach the host can only be tried for, and not waited for. */
+/* In a chroot it is one process, which needs no more mounts and namespaces than it was born with: nothing of the host's is left to see there.
+ * Locks stay in the guest: those that reach the host can only be tried for, and not waited for. */
 static int add_c_options(const Filesystem *fs, const VirtiofsdVersion *v, char ***argv) {
         const char *const options[] = {
                 "source=" EXEC_SHARE,
-                "sandbox=namespace",
+                "sandbox=chroot",
                 fs->cache == CACHE_NEVER ? "cache=none" : fs->cache == CACHE_ALWAYS ? "cache=always" : "cache=auto",
                 fs->xattr ? "xattr" : "no_xattr",
                 "no_flock",
@@ -81,7 +82,6 @@ static int add_c_options(const Filesystem *fs, const VirtiofsdVersion *v, char *
         return 0;
 }
 
-/* In a chroot it is one process, and nothing of the host's is left to see; its namespaces are those that it was born in. */
 static int add_rust_options(const Filesystem *fs, const VirtiofsdVersion *v, char ***argv) {
         if (strv_extend(argv, "--shared-dir=" EXEC_SHARE) < 0 || strv_extend(argv, "--sandbox=chroot") < 0 ||
             strv_extendf(argv, "--cache=%s", filesystem_cache_to_string(fs->cache)) < 0)
