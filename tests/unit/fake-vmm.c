@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -142,6 +143,12 @@ static void attack(void) {
         tell("keyctl", syscall(SYS_keyctl, 0, 0, 0, 0, 0));
         tell("setns", setns(fd, 0));
         tell("move-mount", syscall(SYS_move_mount, -1, "/", -1, "/", 0));
+        tell("mount", mount("tmpfs", "/proc", "tmpfs", 0, NULL));
+        tell("umount", umount2("/proc", MNT_DETACH));
+        tell("pivot-root", syscall(SYS_pivot_root, "/share", "/share"));
+        tell("user-namespace", unshare(CLONE_NEWUSER));
+        tell("mount-namespace", unshare(CLONE_NEWNS));
+        tell("own-files", unshare(CLONE_FS)); /* which it does in each thread */
         tell("clone3", syscall(SYS_clone3, NULL, 0));
         tell("inet", socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
         tell("netlink", socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0));

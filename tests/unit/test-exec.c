@@ -531,6 +531,7 @@ static void test_walls(void) {
                 "make=0\n", "set-user-id=0\n", "give-away=22\n", "read-others=13\n", "device=1\n",
                 "root=30\n", "usr=30\n", "shadow=2\n", "out=2\n", "core-pattern=13\n", "memory=2\n",
                 "ptrace=1\n", "host-process=3\n", "reboot=1\n", "bpf=1\n", "keyctl=1\n", "setns=1\n", "move-mount=1\n", "clone3=38\n",
+                "mount=1\n", "umount=1\n", "pivot-root=1\n", "user-namespace=1\n", "mount-namespace=1\n", "own-files=0\n",
                 "inet=97\n", "netlink=97\n", "vsock=97\n", "bus=2\n", "priority=13\n",
                 "/: 11\n", "/dev: 5\n", "/sys/class/net: 0\n",
         };
