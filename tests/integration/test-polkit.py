@@ -313,15 +313,15 @@ def _():
 
 @test("the question names the VM, in the language of who is asked", timeout=90)
 def _():
-    wanted = {"C": ("Authentication is required to manage", "of another user", "another user"),
-              "de_DE.UTF-8": ("Zum Verwalten der virtuellen Maschine „web-1“", "", ""), "zh_CN.UTF-8": ("管理属于其他用户的虚拟机“web-1”", "", "")}
+    wanted = {"C": "Authentication is required to manage the virtual machine web-1", "zh_CN.UTF-8": "管理属于其他用户的虚拟机“web-1”",
+              "de_DE.UTF-8": "Zum Verwalten der virtuellen Maschine „web-1“"}
     with vm_of(root, "web-1") as vm:
-        for locale, (text, *_more) in wanted.items():
+        for locale, text in wanted.items():
             with Agent(dave, "no", locale) as agent:
                 with expect_error("AccessDenied"):
                     dave.call(vm.path, VM_INTERFACE, "Kill", "a{sv}", {}, interactive=True)
                 (action, message), = agent.questions
-                assert action == "org.vmunit1.manage" and text in message and "web-1" in message and "$" not in message, message
+                assert action == "org.vmunit1.manage" and text in message, message
     policy = ElementTree.parse("/usr/share/polkit-1/actions/org.vmunit1.policy").getroot()
     actions = policy.findall("action")
     assert [a.get("id").rpartition(".")[2] for a in actions] == ["create", "manage", "console", "inspect", "host-resources", "configure"]

@@ -100,7 +100,7 @@ class User:
     def _line(self):
         fd = self._process.stdout.fileno()
         while b"\n" not in self._rest:
-            wait_readable(fd)
+            wait_readable(fd, 60)
             piece = os.read(fd, 1 << 20)
             assert piece, f"the client of {self.name} has ended: {self._process.wait()}"
             self._rest += piece
