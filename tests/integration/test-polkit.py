@@ -336,7 +336,7 @@ def _():
 def _():
     with vm_of(root, "slow") as vm, Agent(dave, "later") as agent:
         start = dave.call_async(vm.path, VM_INTERFACE, "Start", "a{sv}", {}, interactive=True)
-        wait_for(lambda: agent.questions)
+        wait_for(lambda: agent.questions, 60)
         assert vm.State == "Stopped" and vm.Job == "/" and not start.done
         assert dave.call(vm.path, PROPERTIES, "Get", "ss", VM_INTERFACE, "State") == "Stopped"
         with vm_of(alice, "quick") as other:
@@ -354,9 +354,9 @@ def _():
     eve = User("eve")
     with vm_of(root, "left") as vm, Agent(eve, "later") as agent:
         eve.call_async(vm.path, VM_INTERFACE, "Start", "a{sv}", {}, interactive=True)
-        wait_for(lambda: agent.questions)
+        wait_for(lambda: agent.questions, 60)
         eve.leave()
-        wait_for(lambda: agent.cancelled)
+        wait_for(lambda: agent.cancelled, 60)
         assert vm.State == "Stopped" and vm.Job == "/"
     assert outcome(lambda: manager.list()) == Y
 
@@ -367,7 +367,7 @@ def _():
         for again in (False, True):
             vm = manager.create("swapped", definition())
             start = dave.call_async(vm.path, VM_INTERFACE, "Start", "a{sv}", {}, interactive=True)
-            wait_for(lambda: len(agent.questions) == again + 1)
+            wait_for(lambda: len(agent.questions) == again + 1, 60)
             vm.remove()
             vm.wait_gone()
             if again:
@@ -385,11 +385,11 @@ def _():
 def _():
     with vm_of(root, "ends") as vm, Agent(dave, "later") as agent:
         start = dave.call_async(vm.path, VM_INTERFACE, "Start", "a{sv}", {}, interactive=True)
-        wait_for(lambda: agent.questions)
+        wait_for(lambda: agent.questions, 60)
         systemctl("restart", "vmunitd.service")
         with expect_error("Canceled", "nothing was done"):
             start.result()
-        wait_for(lambda: agent.cancelled)
+        wait_for(lambda: agent.cancelled, 60)
         assert vm.State == "Stopped"
 
 
@@ -405,7 +405,7 @@ def _():
                 with expect_error("LimitsExceeded", "64"):
                     c.result()
             assert alice.call(ROOT, MANAGER, "ListVMs")
-            wait_for(lambda: agent.questions)
+            wait_for(lambda: agent.questions, 60)
             assert len(agent.questions) == 1    # one after the other
         assert [outcome(c.result) for c in calls if c not in refused].count(Y) == 0      # their agent has gone
 
@@ -443,7 +443,7 @@ def _():
 def _():
     with vm_of(root, "dies") as vm, Agent(dave, "later") as agent:
         start = dave.call_async(vm.path, VM_INTERFACE, "Start", "a{sv}", {}, interactive=True)
-        wait_for(lambda: agent.questions)
+        wait_for(lambda: agent.questions, 60)
         systemctl("kill", "--signal=KILL", "polkit.service")
         with expect_error("AccessDenied", "can't be asked"):
             start.result()
@@ -501,7 +501,7 @@ class Watch:
         end = f"/end/{len(self.seen)}"
         with contextlib.suppress(BusError):
             call(end, "org.freedesktop.DBus.Peer", "Nothing", destination=BUS)
-        wait_for(lambda: any(path == end for *_, path in self.seen), poll=0.01)
+        wait_for(lambda: any(path == end for *_, path in self.seen), 60, poll=0.01)
         return len(self.seen)
 
     def daemons(self, mark):
@@ -645,7 +645,7 @@ def _():
         seen = rules_saw()
         with contextlib.suppress(BusError):
             run()
-        return wait_for(lambda: rules_saw()[len(seen):], poll=0.05)[-1]
+        return wait_for(lambda: rules_saw()[len(seen):], 60, poll=0.05)[-1]
     with polkit_rules(TELLING_RULES):
         with vm_of(alice, "a-b") as vm:
             for member, (kind, *arguments) in VM_METHODS.items():
@@ -712,7 +712,7 @@ def on_terminal(user, command, answers):
             if answers and answers[0][0] in seen[answered:]:
                 answered = len(seen)
                 # What is typed before the echo is off gets lost.
-                wait_for(lambda: not termios.tcgetattr(terminal)[3] & termios.ECHO, poll=0.01)
+                wait_for(lambda: not termios.tcgetattr(terminal)[3] & termios.ECHO, 60, poll=0.01)
                 os.write(terminal, answers.pop(0)[1])
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen.decode()
