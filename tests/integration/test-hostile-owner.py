@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=600 sanitized
+# suite: timeout=900 sanitized
 """An owner who wants more: no file is opened that this owner could not open, and nobody waits for what hangs but its owner."""
 
 import array
@@ -390,7 +390,7 @@ def _():
 
 # Races
 
-@test("1,000 opens, while what the path leads to is swapped", timeout=200)
+@test("1,000 opens, while what the path leads to is swapped", timeout=400)
 def _():
     d, secret = directory(A + "/race", ALICE), sparse(B + "/raced", BOB)
     mine = sparse(d + "/mine", ALICE)
@@ -497,6 +497,22 @@ def _():
         wait_for(lambda: not rights_of(ALICE), 20, "the end of what was left behind", poll=0.02)
         good.start()
         assert words(good) == ("Running", "")
+
+
+@test("a restart of the launcher, while processes of it can't be killed: others go on with the new one", timeout=120, sanitized=False)
+def _():
+    others = kernel(TOP + "/for-others", 0, 0o644)
+    with HangingFuse(A + "/restart", ALICE) as fuse, vm_of(tiny_definition(disks=[{"path": fuse.path + "/hang"}]), owner=ALICE) as vm, \
+            vm_of(tiny_definition(boot={"kernel": others}), owner=BOB) as other:
+        refused(vm, fuse.path + "/hang", "no answer in time")
+        before, begin = launcher_pid(), time.monotonic()
+        systemctl("restart", "vmunit-launch.service")
+        print(f"# restarted after {time.monotonic() - begin:.1f} s")
+        assert launcher_pid() not in (0, before)
+        other.start()
+        assert words(other) == ("Running", "")
+        fuse.end()
+        wait_for(lambda: not rights_of(ALICE), 20, "the end of what was left behind", poll=0.02)
 
 
 @test("a file system whose program is stopped: what waits for it is ended, and nothing stays", timeout=120)
