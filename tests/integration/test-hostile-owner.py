@@ -483,7 +483,8 @@ def _():
             assert start.error.short == "BackendFailed" and "no answer in time" in start.error.message, start.error
         assert any(f"{fuse.path}/hang" in start.error.message for start in starts)
         left = wait_for(lambda: len(rights_of(ALICE)) == 4 and rights_of(ALICE), 10, "what can't be killed", poll=0.05)
-        refused(good, mine, "other files of the VM's owner are on a file system that does not answer")
+        assert ask_open(mine, ALICE) == (errno.EBUSY, None)
+        refused(good, mine, "other files of the VM's owner are on a file system that does not answer", "no answer in time")
         for owner in (BOB, 0):
             with vm_of(tiny_definition(boot={"kernel": others}), owner=owner) as vm:
                 vm.start()
