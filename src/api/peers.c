@@ -20,9 +20,12 @@
 #define HELD_PEER_MAX 256U
 #define HELD_PEER_BYTES_MAX (2U * 1024U * 1024U)
 #define HELD_USER_BYTES_MAX (4U * 1024U * 1024U)
-/* The bus keeps what a client does not read. Where that is more than 127 MiB of ours, dbus-daemon reads nothing from us any more. */
+/* The bus keeps what a client does not read. Where that is more than 127 MiB of ours, or 64 descriptors, dbus-daemon reads nothing from us any
+ * more. */
 #define UNREAD_PEER_MAX (UINT64_C(8) * 1024 * 1024)
 #define UNREAD_USER_MAX (UINT64_C(24) * 1024 * 1024)
+#define UNREAD_PEER_FDS_MAX 4U
+#define UNREAD_USER_FDS_MAX 8U
 #define LOOK_AGAIN_USEC (100 * USEC_PER_MSEC)
 /* The bus has taken nothing for so many looks: somebody does not read our signals, which can't be held back. */
 #define STUCK_LOOK_USEC (3 * USEC_PER_SEC)
@@ -35,6 +38,11 @@ typedef struct Held {
         size_t size;
 } Held;
 
+typedef struct Load {
+        uint64_t bytes;
+        unsigned fds;
+} Load;
+
 typedef struct Peer {
         struct Peer *next;
         Peers *peers;
@@ -44,9 +52,11 @@ typedef struct Peer {
         bool left;              /* kept for the calls that it has under way */
         bool told;              /* that it does not read */
         unsigned n_calls;
+        unsigned n_opening;     /* those of them that will be answered with a descriptor */
         sd_bus_slot *question;  /* the bus is asked for the uid, or for what it has not read */
-        uint64_t unread;        /* when the bus was asked last */
-        uint64_t charged;       /* what it may have been sent since */
+        Load unread;            /* when the bus was asked last */
+        Load charged;           /* what it may have been sent since */
+        Load asked;             /* how much of that the question under way will tell of */
         Held *held, **held_end;
         unsigned n_held;
         size_t held_bytes;
@@ -288,11 +298,19 @@ int peer_check_calls(sd_bus_message *m, sd_bus_error *error) {
         return 0;
 }
 
+static bool is_answered_with_fd(sd_bus_message *m) {
+        const char *member = strempty(sd_bus_message_get_member(m));
+
+        return streq(member, "OpenConsole") || streq(member, "OpenVSock");
+}
+
 void peer_call_begins(sd_bus_message *m) {
         Peer *p = peer_of(m);
 
-        if (p)
-                p->n_calls++;
+        if (!p)
+                return;
+        p->n_calls++;
+        p->n_opening += is_answered_with_fd(m);
 }
 
 void peer_call_ends(sd_bus_message *m) {
@@ -301,6 +319,10 @@ void peer_call_ends(sd_bus_message *m) {
         if (!p || p->n_calls == 0)
                 return;
         p->n_calls--;
+        if (is_answered_with_fd(m)) {
+                p->n_opening--;
+                p->charged.fds++;
+        }
         peer_settle(p);
 }
 
@@ -330,19 +352,32 @@ static uint64_t cost_of(const Peers *peers, sd_bus_message *m) {
         return 1024;
 }
 
+static void load_add(Load *l, Load more) {
+        l->bytes += more.bytes;
+        l->fds += more.fds;
+}
+
+static bool load_reaches(Load l, uint64_t bytes, unsigned fds) {
+        return l.bytes >= bytes || l.fds >= fds;
+}
+
+static Load may_be_unread(const Peer *p) {
+        return (Load) { p->unread.bytes + p->charged.bytes, p->unread.fds + p->charged.fds + p->n_opening };
+}
+
 static bool same_user(const Peer *a, const Peer *b) {
         return a == b || (a->known && b->known && a->uid == b->uid && a->uid != 0);
 }
 
 static bool has_unread(const Peer *p) {
-        uint64_t sum = 0;
+        Load sum = {};
 
-        if (p->unread + p->charged >= UNREAD_PEER_MAX)
+        if (load_reaches(may_be_unread(p), UNREAD_PEER_MAX, UNREAD_PEER_FDS_MAX))
                 return true;
         for (const Peer *q = p->peers->list; q; q = q->next)
                 if (same_user(p, q) && !q->left)
-                        sum += q->unread + q->charged;
-        return sum >= UNREAD_USER_MAX;
+                        load_add(&sum, may_be_unread(q));
+        return load_reaches(sum, UNREAD_USER_MAX, UNREAD_USER_FDS_MAX);
 }
 
 static int on_again(sd_event_source *source, uint64_t usec, void *userdata);
@@ -353,8 +388,13 @@ static void look_again(Peers *peers) {
                 log_oom();
 }
 
-static int read_unread(sd_bus_message *m, uint64_t *ret) {
-        uint32_t value;
+static int read_number(sd_bus_message *m, uint32_t *ret) {
+        return sd_bus_message_read(m, "v", "u", ret);
+}
+
+static int read_unread(sd_bus_message *m, Load *ret) {
+        uint32_t bytes = 0, fds = 0;
+        bool found = false;
         const char *key;
         int r;
 
@@ -362,16 +402,17 @@ static int read_unread(sd_bus_message *m, uint64_t *ret) {
         while (r >= 0 && (r = sd_bus_message_enter_container(m, 'e', "sv")) > 0) {
                 r = sd_bus_message_read_basic(m, 's', &key);
                 if (r >= 0 && streq(key, "OutgoingBytes")) {
-                        r = sd_bus_message_read(m, "v", "u", &value);
-                        *ret = value;
-                        return r;
-                }
-                if (r >= 0)
-                        r = sd_bus_message_skip(m, "v");
+                        r = read_number(m, &bytes);
+                        found = true;
+                } else if (r >= 0)
+                        r = streq(key, "OutgoingFDs") ? read_number(m, &fds) : sd_bus_message_skip(m, "v");
                 if (r >= 0)
                         r = sd_bus_message_exit_container(m);
         }
-        return r < 0 ? r : -ENODATA;
+        if (r < 0 || !found)
+                return r < 0 ? r : -ENODATA;
+        *ret = (Load) { bytes, fds };
+        return 0;
 }
 
 static void release_readers(Peers *peers) {
@@ -387,31 +428,49 @@ static void release_readers(Peers *peers) {
 
 static void tell_unread(Peer *p) {
         if (!p->told)
-                log_notice("A client of user %u (%s) does not read what it is sent, %" PRIu64 " bytes; it is not answered until it does",
-                           (unsigned) p->uid, p->name, p->unread);
+                log_notice("A client of user %u (%s) does not read what it is sent, %" PRIu64 " bytes and %u descriptors; it is not answered "
+                           "until it does", (unsigned) p->uid, p->name, p->unread.bytes, p->unread.fds);
         p->told = true;
+}
+
+static bool has_no_stats(const sd_bus_error *e) {
+        static const char *const names[] = {
+                SD_BUS_ERROR_UNKNOWN_METHOD, SD_BUS_ERROR_UNKNOWN_INTERFACE, SD_BUS_ERROR_UNKNOWN_OBJECT, SD_BUS_ERROR_ACCESS_DENIED,
+                SD_BUS_ERROR_NOT_SUPPORTED,
+        };
+
+        for (size_t i = 0; e && i < ELEMENTSOF(names); i++)
+                if (streq(e->name, names[i]))
+                        return true;
+        return false;
 }
 
 static int on_unread(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         const sd_bus_error *e = sd_bus_message_get_error(m);
         Peer *p = userdata;
+        Load unread = {};
 
         p->question = sd_bus_slot_unref(p->question);
-        if (e && !streq(e->name, SD_BUS_ERROR_NAME_HAS_NO_OWNER))
+        if (has_no_stats(e) || (!e && read_unread(m, &unread) < 0))
                 p->peers->uncounted = true;
-        p->charged = 0;
-        p->unread = 0;
-        if (!e && read_unread(m, &p->unread) < 0)
-                p->peers->uncounted = true;
-        if (p->unread >= UNREAD_PEER_MAX)
+        else if (e && !streq(e->name, SD_BUS_ERROR_NAME_HAS_NO_OWNER)) {
+                look_again(p->peers); /* a bus that is too busy to tell */
+                return 0;
+        }
+        p->charged.bytes -= p->asked.bytes;
+        p->charged.fds -= p->asked.fds;
+        p->unread = unread;
+        if (load_reaches(unread, UNREAD_PEER_MAX, UNREAD_PEER_FDS_MAX))
                 tell_unread(p);
         release_readers(p->peers);
         return 0;
 }
 
 static void ask_unread(Peer *p) {
-        if (!p->question && !p->left && p->known &&
-            sd_bus_call_method_async(p->peers->bus, &p->question, BUS, BUS_PATH, BUS ".Debug.Stats", "GetConnectionStats", on_unread, p, "s",
+        if (p->question || p->left || !p->known)
+                return;
+        p->asked = p->charged;
+        if (sd_bus_call_method_async(p->peers->bus, &p->question, BUS, BUS_PATH, BUS ".Debug.Stats", "GetConnectionStats", on_unread, p, "s",
                                      p->name) < 0)
                 look_again(p->peers);
 }
@@ -421,7 +480,7 @@ static void ask_user_unread(Peer *p, bool fresh) {
         bool asked = false;
 
         for (Peer *q = p->peers->list; q; q = q->next)
-                if (same_user(p, q) && (fresh ? q->charged > 0 : q->unread + q->charged > 0)) {
+                if (same_user(p, q) && (load_reaches(q->charged, 1, 1) || (!fresh && load_reaches(q->unread, 1, 1)))) {
                         ask_unread(q);
                         asked = true;
                 }
@@ -433,6 +492,7 @@ static int on_again(sd_event_source *source, uint64_t usec, void *userdata) {
         Peers *peers = userdata;
 
         peers->again = sd_event_source_disable_unref(peers->again);
+        release_readers(peers); /* it may have been what was under way */
         for (Peer *p = peers->list; p; p = p->next)
                 if (p->held && p->known)
                         ask_user_unread(p, false);
@@ -460,7 +520,7 @@ static int on_stuck(sd_event_source *source, uint64_t usec, void *userdata) {
         peers->stuck_looks = n < peers->queued ? 0 : peers->stuck_looks + 1;
         peers->queued = n;
         if (peers->stuck_looks >= STUCK_LOOKS_MAX) {
-                log_error("The bus has taken no message for %u s, for a client does not read our signals: starting again",
+                log_error("The bus has taken no message for %u s, for some clients do not read what we send: starting again",
                           STUCK_LOOKS_MAX * (unsigned) (STUCK_LOOK_USEC / USEC_PER_SEC));
                 return sd_event_exit(sd_bus_get_event(peers->bus), 1);
         }
@@ -495,7 +555,7 @@ static int on_call(Peers *peers, Peer *p, sd_bus_message *m, sd_bus_error *error
                 (void) hold(p, m, size);
                 return 1;
         }
-        p->charged += cost_of(peers, m);
+        p->charged.bytes += cost_of(peers, m);
         return 0;
 }
 

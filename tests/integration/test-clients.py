@@ -33,8 +33,8 @@ def vms(n, owner=0, **over):
 
 
 @contextlib.contextmanager
-def raw(uid=NOBODY):
-    client = RawClient(uid)
+def raw(uid=NOBODY, fds=False):
+    client = RawClient(uid, fds=fds)
     try:
         yield client
     finally:
@@ -101,10 +101,10 @@ def _():
         client.answer(client.send(ROOT, MANAGER, "ListVMs"))
 
 
-def unread(client):
+def unread(client, of="OutgoingBytes"):
     stats = call("/org/freedesktop/DBus", "org.freedesktop.DBus.Debug.Stats", "GetConnectionStats", "s", client.name,
                  destination="org.freedesktop.DBus")
-    return stats["OutgoingBytes"]
+    return stats[of]
 
 
 @test("a user with many connections that do not read is bounded as well, and others are answered", timeout=120)
@@ -121,6 +121,33 @@ def _():
         answered()
         total = sum(unread(client) for client in clients)
         assert total < 64 * MIB, total
+
+
+@test("consoles that nobody takes: of 64 descriptors the bus would read no more", timeout=90)
+def _():
+    with vms(20, owner=NOBODY, labels={"k": "v" * 3900}) as (vm, *_), others_unhurt() as answered, contextlib.ExitStack() as stack:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        clients = [stack.enter_context(raw(fds=True)) for _ in range(3)]
+        for client in clients:                  # its socket is full, so that the bus has to keep the rest
+            for _ in range(12):
+                client.send(*OBJECTS)
+            wait_for(lambda c=client: unread(c) > 100000, poll=0.05)
+        serials = []
+        for _ in range(40):
+            serials.append([client.send(vm.path, VM_INTERFACE, "OpenConsole", EMPTY) for client in clients])
+            answered()
+        held = sum(unread(client, "OutgoingFDs") for client in clients)
+        assert 1 <= held <= 8, held
+        # They are one user's, so all have to read before all are answered.
+        missing = {(c, serial) for row in serials for c, serial in zip(clients, row)}
+
+        def read():
+            for c in clients:
+                missing.difference_update((c, m.get_reply_serial()) for m in c.pending())
+            return not missing
+        wait_for(read, 30, "all answers", poll=0.02)
+        vm.kill()
 
 
 @test("calls that nobody waits for are not kept", timeout=60)
@@ -290,7 +317,7 @@ def _():
             writer.close()
             client.close()
             wait_for(lambda: vm.State == "Running" and vm.pid == leader, 20, poll=0.2)
-            assert any("does not read our signals" in e["MESSAGE"] for e in journal("_SYSTEMD_UNIT=vmunitd.service"))
+            assert any("do not read what we send" in e["MESSAGE"] for e in journal("_SYSTEMD_UNIT=vmunitd.service"))
     finally:
         os.unlink(DBUS_CONF)
         reload_bus()

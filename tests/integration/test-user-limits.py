@@ -11,6 +11,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
+from vmunit_users import polkit_rules
 from walk import Client
 
 ALICE, BOB, NOBODY = 54321, 54322, 65534
@@ -94,6 +95,33 @@ def _():
         manager.remove_all()
         assert manager.list() == list_before
         assert_no_leftovers(before)
+
+
+RULES = """polkit.addRule(function(action, subject) {
+    if (action.id == "org.vmunit1.create" && subject.user == "nobody")
+        return polkit.Result.YES;
+});
+"""
+
+
+@test("a user who creates and updates is refused the same, before anybody is asked", timeout=60)
+def _():
+    def create_as_user(**over):
+        return call_as(NOBODY, ROOT, MANAGER, "CreateVM", "ssa{sv}", next(names), json.dumps(tiny_definition(**over)), {})
+
+    with clean():
+        with polkit_rules(RULES):
+            path = create_as_user(cpus=4)
+        with refused("cpus", "4 CPUs", "user 65534", "UserCPUsMax= in vmunit.conf allows 6"):
+            create_as_user(cpus=3)
+        with expect_error("InteractiveAuthorizationRequired"):
+            create_as_user(cpus=2)
+        vm = VM(path)
+        assert vm.OwnerUID == NOBODY
+        with refused("cpus", "4 CPUs", "3 more"):
+            call_as(NOBODY, path, VM_INTERFACE, "Update", "sa{sv}", json.dumps({"cpus": 7}), {})
+        call_as(NOBODY, path, VM_INTERFACE, "Update", "sa{sv}", json.dumps({"cpus": 6}), {})
+        assert vm.CPUs == 6
 
 
 @test("root has no limits")
