@@ -22,6 +22,17 @@ static inline int cap_set(uint64_t keep) {
         return syscall(SYS_capset, &h, d) < 0 ? -errno : 0;
 }
 
+/* The only right, also of what this process of another uid than 0 executes */
+static inline int cap_set_ambient(unsigned long cap) {
+        struct __user_cap_header_struct h = { .version = _LINUX_CAPABILITY_VERSION_3 };
+        uint32_t bits = (uint32_t) CAP_BIT(cap);
+        struct __user_cap_data_struct d[2] = { { .effective = bits, .permitted = bits, .inheritable = bits } };
+
+        if (syscall(SYS_capset, &h, d) < 0)
+                return -errno;
+        return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0 ? -errno : 0;
+}
+
 static inline int cap_bounding_set(uint64_t keep) {
         for (unsigned long cap = 0; cap < 64; cap++)
                 if (!(keep & CAP_BIT(cap)) && prctl(PR_CAPBSET_READ, cap, 0, 0, 0) > 0 &&

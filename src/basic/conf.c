@@ -18,6 +18,7 @@ static const char *const program_table[] = {
         [PROGRAM_CLOUD_HYPERVISOR] = "cloud-hypervisor",
         [PROGRAM_FIRECRACKER] = "firecracker",
         [PROGRAM_VIRTIOFSD] = "virtiofsd",
+        [PROGRAM_PASST] = "passt",
 };
 
 DEFINE_STRING_TABLE(program, Program)
@@ -58,7 +59,7 @@ static int parse_backends(const char *value, char ***ret) {
         for (char *w = strtok_r(copy, " \t", &state); w; w = strtok_r(NULL, " \t", &state)) {
                 Program p = program_from_string(w);
 
-                if ((int) p < 0 || p == PROGRAM_VIRTIOFSD || strv_contains(l, w))
+                if ((int) p < 0 || p >= PROGRAM_VIRTIOFSD || strv_contains(l, w))
                         return -EINVAL;
                 r = strv_extend(&l, w);
                 if (r < 0)
@@ -210,6 +211,7 @@ static const struct {
         { "CloudHypervisor", set_program, offsetof(Config, program[PROGRAM_CLOUD_HYPERVISOR]) },
         { "Firecracker", set_program, offsetof(Config, program[PROGRAM_FIRECRACKER]) },
         { "VirtioFSD", set_program, offsetof(Config, program[PROGRAM_VIRTIOFSD]) },
+        { "Passt", set_program, offsetof(Config, program[PROGRAM_PASST]) },
         { "Backends", set_backends, offsetof(Config, backends) },
         { "StartTimeoutSec", set_start_timeout, offsetof(Config, start_timeout_usec) },
         { "RestartSec", set_restart, offsetof(Config, restart_usec) },

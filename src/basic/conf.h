@@ -9,6 +9,7 @@ typedef enum Program {
         PROGRAM_CLOUD_HYPERVISOR,
         PROGRAM_FIRECRACKER,
         PROGRAM_VIRTIOFSD,
+        PROGRAM_PASST,
         _PROGRAM_MAX,
 } Program;
 
@@ -31,8 +32,8 @@ typedef enum UserLimit {
  * vmunit.conf.d/NAME.conf below /usr/lib/vmunit, /run/vmunit and /etc/vmunit, in the order of their names; one of the same name
  * in a later directory replaces the earlier. The daemon and the launcher read the same. */
 typedef struct Config {
-        char *program[_PROGRAM_MAX];    /* QEMU=, CloudHypervisor=, Firecracker=, VirtioFSD=: absolute path, NULL: searched in
-                                         * the usual directories */
+        char *program[_PROGRAM_MAX];    /* QEMU=, CloudHypervisor=, Firecracker=, VirtioFSD=, Passt=: absolute path, NULL:
+                                         * searched in the usual directories */
         char **backends;                /* Backends=: names in the order in which `auto` tries them */
         uint64_t start_timeout_usec;    /* StartTimeoutSec=: a VMM has to run by then (default 30 s) */
         uint64_t restart_usec;          /* RestartSec=: before the first restart; doubles with each (default 1 s) */

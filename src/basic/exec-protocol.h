@@ -7,8 +7,9 @@
 
 /* 0. What vmunit-launch starts it with: these fds, then the VMM's own, and `vmunit-exec PROGRAM CONSOLE-LOG-MAX N-VMM-FDS HOW`,
  *    where HOW is `tty` or `pipes`, its console, or `share`: a virtiofsd behind walls, with two fds more before its own: the share's
- *    mount, which it finds at EXEC_SHARE, and its user namespace. ARGV is a file of the VMM's NUL-terminated arguments. The
- *    first five stand in the order of HELPER_FD_*. */
+ *    mount, which it finds at EXEC_SHARE, and its user namespace; or `network ID PORTS RESOLVER`: a passt behind walls, with two fds
+ *    more: what it reads from /etc/resolv.conf, and its standard input. PORTS is `low-ports` or `-`, the rest as in NetworkRequest.
+ *    ARGV is a file of the VMM's NUL-terminated arguments. The first five stand in the order of HELPER_FD_*. */
 #define EXEC_SHARE "/share"
 enum { EXEC_FD_CONTROL = 3, EXEC_FD_EXEC, EXEC_FD_EXIT, EXEC_FD_CONSOLE_LOG, EXEC_FD_LAST_OUTPUT, EXEC_FD_ARGV, EXEC_FD_VMM };
 

@@ -51,8 +51,9 @@ typedef struct OpenReply {
  * socket; it is reaped only after the daemon has closed the connection to the launcher. */
 enum { HELPER_FD_CONTROL, HELPER_FD_EXEC, HELPER_FD_EXIT, HELPER_FD_CONSOLE_LOG, HELPER_FD_LAST_OUTPUT, _HELPER_FD_MAX };
 
-/* How a program's standard streams are its console, or that it is a virtiofsd, whose first own fd is the directory that is shared */
-typedef enum StartKind { START_PIPES, START_TTY, START_SHARE, _START_KIND_MAX } StartKind;
+/* How a program's standard streams are its console, or that it is a virtiofsd, whose first own fd is the directory that is shared, or a
+ * passt, whose first own fds are the file that it sees as /etc/resolv.conf and its standard input */
+typedef enum StartKind { START_PIPES, START_TTY, START_SHARE, START_NETWORK, _START_KIND_MAX } StartKind;
 
 /* The ids of the host that a virtiofsd has as 0, 1… in its user namespace, and who owns on disk what its 0 makes; more than one: the
  * owners on disk are 0, 1…, too. */
@@ -62,6 +63,15 @@ typedef struct ShareRequest {
         uint32_t readonly;      /* 0 or 1 */
         uint32_t reserved;      /* 0 */
 } ShareRequest;
+
+/* Who a passt is on the host, in whose network it is */
+typedef struct NetworkRequest {
+        uint32_t id;            /* uid and gid */
+        uint32_t low_ports;     /* 0 or 1: it listens below 1024 */
+        uint32_t resolver;      /* the one address of the host's own network 127.0.0.0/8, as in struct in_addr, that it may speak to of its own
+                                 * accord, at port 53; 0: none */
+        uint32_t reserved;      /* 0 */
+} NetworkRequest;
 
 /* Ids of VMs are in this block, which sysusers.d/vmunit.conf keeps others off; the one after it is that of root's shares. */
 #define VM_IDS_BASE UINT32_C(1000013824)
@@ -75,6 +85,7 @@ typedef struct StartRequest {
         uint32_t argv_size;     /* NUL-terminated strings; [0] is the VMM's name, the program itself is the launcher's to choose */
         uint32_t kind;          /* StartKind */
         ShareRequest share;     /* of a virtiofsd, else 0 */
+        NetworkRequest network; /* of a passt, else 0 */
         char argv[];
 } StartRequest;
 

@@ -74,10 +74,18 @@ char *vm_scope_name(const char *name) {
         return unit_name("vmunit-", name, ".scope");
 }
 
-char *share_scope_name(const char *name, const char *tag) {
-        _cleanup_free_ char *n = unit_name_escape(name), *t = unit_name_escape(tag);
+static char *part_scope_name(const char *name, const char *what, const char *part) {
+        _cleanup_free_ char *n = unit_name_escape(name), *p = unit_name_escape(part);
 
-        return n && t ? strjoinf("vmunit-%s-fs-%s.scope", n, t) : NULL;
+        return n && p ? strjoinf("vmunit-%s-%s-%s.scope", n, what, p) : NULL;
+}
+
+char *share_scope_name(const char *name, const char *tag) {
+        return part_scope_name(name, "fs", tag);
+}
+
+char *network_scope_name(const char *name, const char *network) {
+        return part_scope_name(name, "net", network);
 }
 
 static char *unescape(const char *s, size_t n) {

@@ -15,6 +15,8 @@ char *vm_slice_name(const char *name);
 char *vm_scope_name(const char *name);
 /* vmunit-<name>-fs-<tag>.scope, both escaped */
 char *share_scope_name(const char *name, const char *tag);
+/* vmunit-<name>-net-<network>.scope */
+char *network_scope_name(const char *name, const char *network);
 
 /* The VM whose slice a cgroup path runs through: its name unescaped, or NULL (also for no memory). */
 char *vm_name_from_cgroup(const char *cgroup);

@@ -25,6 +25,7 @@ static const char *const program_names[_PROGRAM_MAX][2] = {
         [PROGRAM_CLOUD_HYPERVISOR] = { "cloud-hypervisor" },
         [PROGRAM_FIRECRACKER] = { "firecracker" },
         [PROGRAM_VIRTIOFSD] = { "virtiofsd" },
+        [PROGRAM_PASST] = { "passt" },
 };
 
 static const char *const program_dirs[] = { "/usr/local/bin", "/usr/bin", "/usr/local/libexec", "/usr/libexec", "/usr/lib/qemu" };

@@ -202,6 +202,7 @@ int launch_start(sd_event *e, const StartParams *p, uint64_t timeout_usec, launc
         q->kind = p->kind;
         q->console_log_max = p->console_log_max;
         q->share = p->share;
+        q->network = p->network;
         return launch_call_new(e, LAUNCH_START, &q->header, size, fds, _HELPER_FD_MAX + p->n_fds, timeout_usec,
                                &(LaunchCall) { .cb.start = cb, .userdata = userdata }, ret);
 }

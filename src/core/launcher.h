@@ -34,6 +34,7 @@ typedef struct StartParams {
         size_t n_fds;
         uint64_t console_log_max;
         ShareRequest share;
+        NetworkRequest network;
 } StartParams;
 
 typedef void (*launch_start_cb)(void *userdata, int error, pid_t pid, int pidfd);

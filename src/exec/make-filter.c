@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Prints, while vmunit is built, a filter of system calls that vmunit-exec loads: what libseccomp makes of these lists.
- * make-filter vmm: for VMMs. make-filter virtiofsd: it goes into a chroot, and then loads a stricter one of its own. */
+ * make-filter vmm: for VMMs. make-filter virtiofsd: it goes into a chroot, and then loads a stricter one of its own. make-filter passt: it
+ * builds a sandbox of its own, and then does the same. */
 
 #include <errno.h>
 #include <linux/filter.h>
@@ -14,7 +15,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* No VMM and no virtiofsd has a use for these, and each has been the way out of some sandbox. */
+/* None of them has a use for these, and each has been the way out of some sandbox. */
 static const char *const denied[] = {
         "acct", "add_key", "adjtimex", "bpf", "clock_adjtime", "clock_settime", "create_module", "delete_module", "fanotify_init",
         "fanotify_mark", "finit_module", "fsconfig", "fsmount", "fsopen", "fspick", "init_module", "ioperm", "iopl", "kcmp",
@@ -26,10 +27,9 @@ static const char *const denied[] = {
         "swapoff", "swapon", "syslog", "uselib", "userfaultfd", "vhangup", "vmsplice",
 };
 
-/* What else a virtiofsd has no use for: a ring opens sockets past this filter. Cloud Hypervisor needs it for disks. */
-static const char *const denied_to_virtiofsd[] = {
-        "io_uring_enter", "io_uring_register", "io_uring_setup", "mount", "pivot_root", "umount", "umount2",
-};
+/* What else those that are no VMMs have no use for: a ring opens sockets past this filter. Cloud Hypervisor needs it for disks. */
+static const char *const denied_to_others[] = { "io_uring_enter", "io_uring_register", "io_uring_setup" };
+static const char *const denied_to_virtiofsd[] = { "mount", "pivot_root", "umount", "umount2" };
 /* What else a VMM has no use for; and both not for unshare(2) and clone(2) with these flags */
 static const char *const denied_to_vmms[] = { "chroot", "mount", "pivot_root", "umount", "umount2" };
 static const unsigned long namespaces[] = {
@@ -80,19 +80,32 @@ static int print_filter(scmp_filter_ctx f) {
         return 0;
 }
 
-static int fill(scmp_filter_ctx f, bool vmm) {
+/* AF_UNIX, AF_INET and AF_INET6 are the lowest in use; AF_VSOCK, which is in no namespace, is among the others. A passt is in the host's
+ * network, where all can speak to abstract sockets, and has no use for IPv6. */
+static int deny_sockets(scmp_filter_ctx f, bool vmm, bool passt) {
+        int highest = passt ? AF_NETLINK : vmm ? AF_INET6 : AF_UNIX, r;
+
+        r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_GT, (scmp_datum_t) highest, 0));
+        for (int family = 0; r >= 0 && passt && family < highest; family++)
+                if (family != AF_INET)
+                        r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1,
+                                             SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t) family, 0));
+        return r;
+}
+
+static int fill(scmp_filter_ctx f, bool vmm, bool passt) {
         int r;
 
         r = deny(f, denied, N(denied));
         if (r >= 0)
-                r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
-        if (r >= 0)
+                r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : deny(f, denied_to_others, N(denied_to_others));
+        if (r >= 0 && !vmm && !passt)
+                r = deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
+        if (r >= 0 && !passt)
                 r = deny_namespaces(f);
         if (r >= 0) /* libc falls back on clone, whose flags can be looked at */
                 r = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-        if (r >= 0) /* AF_UNIX, AF_INET and AF_INET6 are the lowest in use; AF_VSOCK, which is in no namespace, is among the others. */
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_GT, vmm ? AF_INET6 : AF_UNIX, 0));
-        return r;
+        return r < 0 ? r : deny_sockets(f, vmm, passt);
 }
 
 int main(int argc, char *argv[]) {
@@ -102,7 +115,7 @@ int main(int argc, char *argv[]) {
         if (!f || argc != 2)
                 return EXIT_FAILURE;
         (void) seccomp_attr_set(f, SCMP_FLTATR_CTL_OPTIMIZE, 2);
-        r = fill(f, strcmp(argv[1], "vmm") == 0);
+        r = fill(f, strcmp(argv[1], "vmm") == 0, strcmp(argv[1], "passt") == 0);
         if (r >= 0)
                 r = print_filter(f);
         seccomp_release(f);

@@ -26,6 +26,7 @@ typedef struct Vmm {
         int n_fds, first_fd;    /* its own, as they came */
         bool tty;
         const Walls *walls;     /* or NULL */
+        int standard_input;     /* not the console, but this; or -EBADF */
         int in, out, err;       /* its ends of the pipes, or of the terminal */
         int sync;               /* the child's end: `go` comes in, an error goes out, execve(2) closes it */
 } Vmm;
@@ -174,6 +175,10 @@ static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sync) < 0)
                 fail(-errno, "socketpair");
 
+        if (v->standard_input >= 0) {
+                safe_close(v->in);
+                v->in = v->standard_input;
+        }
         v->sync = sync[1];
         pid = v->walls ? walls_fork() : fork();
         if (pid < 0)
@@ -225,18 +230,31 @@ static Walls share_walls = {
         .userns = EXEC_FD_VMM + 1,
 };
 
+/* Those of a passt with its /etc/resolv.conf and its standard input */
+static WallsNetwork network_walls = { .resolv_conf = EXEC_FD_VMM };
+
+static void read_network(Vmm *v, Walls *w, char *const *args) {
+        network_walls.id = (uid_t) strtoul(args[0], NULL, 10);
+        network_walls.low_ports = strcmp(args[1], "low-ports") == 0;
+        network_walls.resolver = (uint32_t) strtoul(args[2], NULL, 10);
+        w->network = &network_walls;
+        v->standard_input = EXEC_FD_VMM + 1;
+}
+
 int main(int argc, char *argv[]) {
         static Console c;
         int sync, pidfd, r;
         pid_t pid;
         Vmm v;
 
-        if (argc != 5)
+        if (argc != 5 && argc != 8)
                 return EXIT_FAILURE;
-        v = (Vmm) { .program = argv[1], .n_fds = atoi(argv[3]), .first_fd = EXEC_FD_VMM, .argv = read_argv() };
+        v = (Vmm) { .program = argv[1], .n_fds = atoi(argv[3]), .first_fd = EXEC_FD_VMM, .argv = read_argv(), .standard_input = -EBADF };
         v.tty = strcmp(argv[4], "tty") == 0;
-        if (strcmp(argv[4], "share") == 0) {
+        if (strcmp(argv[4], "share") == 0 || argc == 8) {
                 share_walls.program = v.program;
+                if (argc == 8)
+                        read_network(&v, &share_walls, argv + 5);
                 v.walls = &share_walls;
                 v.first_fd += 2;
         }

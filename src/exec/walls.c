@@ -10,12 +10,15 @@
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "basic/cap-util.h"
 #include "basic/fd-util.h"
+#include "exec/loopback.h"
 #include "exec/walls.h"
 
 /* Where the new root is made, out of the way of nobody: this mount namespace is our own. */
@@ -92,8 +95,26 @@ static int make_devices(void) {
         return 0;
 }
 
-static int fill_root(const Walls *w, int usr, int program) {
+static int place_share(const Walls *w) {
         char target[64];
+
+        (void) snprintf(target, sizeof(target), ROOT "%s", w->target);
+        return mkdir(target, 0755) < 0 ? -errno : place_tree(w->tree, target);
+}
+
+/* In /tmp passt makes the empty directory that becomes its root. */
+#define RESOLV_CONF_MAX 4096U
+static int place_network(const WallsNetwork *n) {
+        _cleanup_close_ int fd = -EBADF;
+        off_t start = 0;
+
+        if (mkdir(ROOT "/tmp", 0755) < 0 || mkdir(ROOT "/etc", 0755) < 0)
+                return -errno;
+        fd = open(ROOT "/etc/resolv.conf", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+        return fd < 0 || sendfile(fd, n->resolv_conf, &start, RESOLV_CONF_MAX) < 0 ? -errno : 0;
+}
+
+static int fill_root(const Walls *w, int usr, int program) {
         int r;
 
         if (mount("tmpfs", ROOT, "tmpfs", MS_NOSUID | MS_NOEXEC, "size=64k,nr_inodes=64,mode=0755") < 0)
@@ -107,10 +128,7 @@ static int fill_root(const Walls *w, int usr, int program) {
                 return r;
         if (mkdir(ROOT "/proc", 0555) < 0)
                 return -errno;
-        (void) snprintf(target, sizeof(target), ROOT "%s", w->target);
-        if (mkdir(target, 0755) < 0)
-                return -errno;
-        return place_tree(w->tree, target);
+        return w->network ? place_network(w->network) : place_share(w);
 }
 
 static int change_root(void) {
@@ -131,7 +149,7 @@ int walls_build(const Walls *w) {
                 if (program < 0)
                         return program;
         }
-        if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET) < 0)
+        if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | (w->network ? 0 : CLONE_NEWNET)) < 0)
                 return -errno;
         if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
                 return -errno;
@@ -153,6 +171,10 @@ static const struct sock_filter filter_virtiofsd[] = {
 #include "exec/filter-virtiofsd.h"
 };
 
+static const struct sock_filter filter_passt[] = {
+#include "exec/filter-passt.h"
+};
+
 static int load_filter(const struct sock_filter *filter, size_t n) {
         struct sock_fprog program = { .len = (unsigned short) n, .filter = (struct sock_filter *) filter };
 
@@ -163,9 +185,28 @@ int walls_filter_vmm(void) {
         return load_filter(filter_vmm, ELEMENTSOF(filter_vmm));
 }
 
+static int become(uid_t id) {
+        return prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 || setgroups(0, NULL) < 0 || setresgid(id, id, id) < 0 || setresuid(id, id, id) < 0 ?
+                -errno : 0;
+}
+
+/* Passt itself goes on to a user namespace of its own, when it listens. */
+static int enter_network(const WallsNetwork *n) {
+        int r;
+
+        r = loopback_shut(n->resolver);
+        if (r >= 0)
+                r = become(n->id);
+        if (r >= 0)
+                r = n->low_ports ? cap_set_ambient(CAP_NET_BIND_SERVICE) : cap_set(0);
+        return r < 0 ? r : load_filter(filter_passt, ELEMENTSOF(filter_passt));
+}
+
 int walls_enter(const Walls *w) {
         if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0 || unshare(CLONE_NEWCGROUP) < 0)
                 return -errno;
+        if (w->network)
+                return enter_network(w->network);
         if (setgroups(0, NULL) < 0 || setns(w->userns, CLONE_NEWUSER) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
                 return -errno;
         return load_filter(filter_virtiofsd, ELEMENTSOF(filter_virtiofsd));

@@ -89,7 +89,7 @@ static void test_all(void) {
         clear();
         put("/etc/vmunit/vmunit.conf",
             "# comment\n; another\n\n  [VMUnit]  \r\n"
-            "QEMU=/opt/qemu\nCloudHypervisor = /opt/chv with space \nFirecracker=/opt/fc\nVirtioFSD=/opt/fsd\n"
+            "QEMU=/opt/qemu\nCloudHypervisor = /opt/chv with space \nFirecracker=/opt/fc\nVirtioFSD=/opt/fsd\nPasst=/opt/passt\n"
             "Backends=qemu \\\n# in between\n   firecracker\n"
             "StartTimeoutSec=1min 30s\nConsoleLogMaxBytes=64K\nEventsMax=5\nEventsMaxAgeSec=2w\nLogLevel=debug");
         c = load(&log);
@@ -99,6 +99,7 @@ static void test_all(void) {
         is_str(c->program[PROGRAM_CLOUD_HYPERVISOR], "/opt/chv with space", "CloudHypervisor=, spaces stripped");
         is_str(c->program[PROGRAM_FIRECRACKER], "/opt/fc", "Firecracker=");
         is_str(c->program[PROGRAM_VIRTIOFSD], "/opt/fsd", "VirtioFSD=");
+        is_str(c->program[PROGRAM_PASST], "/opt/passt", "Passt=");
         is_str(backends, "qemu firecracker", "Backends=, continued");
         is_int(c->start_timeout_usec, 90 * USEC_PER_SEC, "StartTimeoutSec=");
         is_int(c->console_log_max, 65536, "ConsoleLogMaxBytes=");

@@ -268,8 +268,8 @@ static void test_rights(void) {
 
         vm_run(&vm, ARGV((char *) "wait"), NULL, 0);
         (void) eventually(log_is("console.log", "READY\n"));
-        for (const char *const *s = (const char *const[]) { "CapPrm:\t0000000000000404\n", "CapEff:\t0000000000000404\n",
-                     "CapBnd:\t0000000000000404\n", "CapInh:\t0000000000000000\n", "CapAmb:\t0000000000000000\n",
+        for (const char *const *s = (const char *const[]) { "CapPrm:\t0000000000000004\n", "CapEff:\t0000000000000004\n",
+                     "CapBnd:\t0000000000000004\n", "CapInh:\t0000000000000000\n", "CapAmb:\t0000000000000000\n",
                      "NoNewPrivs:\t1\n", "SigIgn:\t0000000000000000\n", "SigBlk:\t0000000000000000\n", "Umask:\t0022\n",
                      NULL }; *s; s++)
                 ok(status_has(vm.vmm_pid, *s), "VMM: %.*s", (int) strcspn(*s, "\n"), *s);

@@ -2,6 +2,7 @@
 
 /* The launcher, asked by a daemon that was taken over: each field of each request wrong, each fd of another kind. */
 
+#include <arpa/inet.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
@@ -61,7 +62,7 @@ static bool refused(Answer a, int want) {
 
 /* Requests that are right, of which each test gets one thing wrong */
 
-typedef enum Kind { REQUEST_OPEN, REQUEST_VMM, REQUEST_SHARE, REQUEST_ROOT_SHARE, REQUEST_PROBE, REQUEST_VSOCK, _KIND_MAX } Kind;
+typedef enum Kind { REQUEST_OPEN, REQUEST_VMM, REQUEST_SHARE, REQUEST_ROOT_SHARE, REQUEST_NETWORK, REQUEST_PROBE, REQUEST_VSOCK, _KIND_MAX } Kind;
 
 #define ARGUMENTS "fake\0exit"
 
@@ -76,13 +77,14 @@ typedef union Body {
 
 typedef struct Asked {
         size_t size, fixed;     /* fixed: without path or arguments */
-        int fds[_HELPER_FD_MAX + 3];
+        int fds[_HELPER_FD_MAX + 4];
         size_t n_fds;
         int control;            /* the daemon's end */
         Body body;
 } Asked;
 
-static const char *const kind_names[_KIND_MAX] = { "OPEN", "START of a VMM", "START of a user's share", "START of root's share", "PROBE", "VSOCK" };
+static const char *const kind_names[_KIND_MAX] = { "OPEN", "START of a VMM", "START of a user's share", "START of root's share",
+                                                 "START of a network", "PROBE", "VSOCK" };
 
 static void prepare_helper(Asked *q) {
         int pair[2];
@@ -97,20 +99,33 @@ static void prepare_helper(Asked *q) {
         q->n_fds = _HELPER_FD_MAX;
 }
 
+static int one_of(int type) {
+        int pair[2];
+
+        must(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) == 0);
+        safe_close(pair[1]);
+        return pair[0];
+}
+
 static void prepare_start(Asked *q, Kind kind) {
         StartRequest *s = &q->body.start;
 
         q->fixed = sizeof(*s);
         q->size = sizeof(*s) + sizeof(ARGUMENTS);
-        s->program = kind == REQUEST_VMM ? PROGRAM_QEMU : PROGRAM_VIRTIOFSD;
-        s->kind = kind == REQUEST_VMM ? START_PIPES : START_SHARE;
+        s->program = kind == REQUEST_VMM ? PROGRAM_QEMU : kind == REQUEST_NETWORK ? PROGRAM_PASST : PROGRAM_VIRTIOFSD;
+        s->kind = kind == REQUEST_VMM ? START_PIPES : kind == REQUEST_NETWORK ? START_NETWORK : START_SHARE;
         s->console_log_max = LOG_MAX;
         s->argv_size = sizeof(ARGUMENTS);
         memcpy(s->argv, ARGUMENTS, sizeof(ARGUMENTS));
         prepare_helper(q);
         if (kind == REQUEST_VMM)
                 q->fds[q->n_fds++] = open(bed_path("file"), O_RDONLY | O_CLOEXEC);
-        else {
+        else if (kind == REQUEST_NETWORK) {
+                q->fds[q->n_fds++] = memfd_new("resolv.conf", "#", 1);
+                q->fds[q->n_fds++] = open(bed_path("fifo"), O_RDWR | O_CLOEXEC);
+                q->fds[q->n_fds++] = one_of(SOCK_STREAM);
+                s->network = (NetworkRequest) { .id = VM_IDS_BASE + 7, .low_ports = 1, .resolver = htonl(0x7f000035) };
+        } else {
                 q->fds[q->n_fds++] = open(bed_path("share"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
                 q->fds[q->n_fds++] = unix_listen(bed_path("socket"), SOCK_STREAM);
         }
@@ -122,7 +137,7 @@ static void prepare_start(Asked *q, Kind kind) {
 }
 
 static Asked prepare(Kind kind) {
-        static const LaunchType types[] = { LAUNCH_OPEN, LAUNCH_START, LAUNCH_START, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK };
+        static const LaunchType types[] = { LAUNCH_OPEN, LAUNCH_START, LAUNCH_START, LAUNCH_START, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK };
         Asked q = { .control = -EBADF };
 
         switch (kind) {
@@ -189,6 +204,20 @@ typedef struct Wrong {
 #define LOWER(type, member) offsetof(type, member), 4, #member
 #define UPPER(type, member) offsetof(type, member) + 4, 4, #member ", its upper half"
 
+/* What is not for this kind of START */
+#define NO_SHARE(kind)                                                                                  \
+        { kind, FIELD(StartRequest, share.base), -EINVAL, VALUES(1, VM_IDS_BASE + 7) },                 \
+        { kind, FIELD(StartRequest, share.count), -EINVAL, VALUES(1, SHARE_IDS) },                      \
+        { kind, FIELD(StartRequest, share.uid), -EINVAL, VALUES(1, UINT32_MAX) },                       \
+        { kind, FIELD(StartRequest, share.gid), -EINVAL, VALUES(1, UINT32_MAX) },                       \
+        { kind, FIELD(StartRequest, share.readonly), -EINVAL, VALUES(1) },                              \
+        { kind, FIELD(StartRequest, share.reserved), -EINVAL, VALUES(1) }
+#define NO_NETWORK(kind)                                                                                \
+        { kind, FIELD(StartRequest, network.id), -EINVAL, VALUES(1, VM_IDS_BASE + 7) },                 \
+        { kind, FIELD(StartRequest, network.low_ports), -EINVAL, VALUES(1) },                           \
+        { kind, FIELD(StartRequest, network.resolver), -EINVAL, VALUES(1, 127) },                       \
+        { kind, FIELD(StartRequest, network.reserved), -EINVAL, VALUES(1) }
+
 static const Wrong wrongs[] = {
         HEADER(REQUEST_OPEN),
         { REQUEST_OPEN, FIELD(OpenRequest, uid), -EINVAL, VALUES(UINT32_MAX) },
@@ -202,12 +231,8 @@ static const Wrong wrongs[] = {
         { REQUEST_VMM, UPPER(StartRequest, console_log_max), -EINVAL, VALUES(1, UINT32_MAX) },
         { REQUEST_VMM, FIELD(StartRequest, argv_size), -EINVAL, VALUES(0, sizeof(ARGUMENTS) - 1, sizeof(ARGUMENTS) + 1, UINT32_MAX) },
         { REQUEST_VMM, FIELD(StartRequest, kind), -EINVAL, VALUES(START_SHARE, _START_KIND_MAX, UINT32_MAX) },
-        { REQUEST_VMM, FIELD(StartRequest, share.base), -EINVAL, VALUES(1, VM_IDS_BASE + 7) },
-        { REQUEST_VMM, FIELD(StartRequest, share.count), -EINVAL, VALUES(1, SHARE_IDS) },
-        { REQUEST_VMM, FIELD(StartRequest, share.uid), -EINVAL, VALUES(1, UINT32_MAX) },
-        { REQUEST_VMM, FIELD(StartRequest, share.gid), -EINVAL, VALUES(1, UINT32_MAX) },
-        { REQUEST_VMM, FIELD(StartRequest, share.readonly), -EINVAL, VALUES(1) },
-        { REQUEST_VMM, FIELD(StartRequest, share.reserved), -EINVAL, VALUES(1) },
+        NO_SHARE(REQUEST_VMM),
+        NO_NETWORK(REQUEST_VMM),
 
         HEADER(REQUEST_SHARE),
         { REQUEST_SHARE, FIELD(StartRequest, program), -EINVAL, VALUES(PROGRAM_QEMU, PROGRAM_CLOUD_HYPERVISOR, _PROGRAM_MAX, UINT32_MAX) },
@@ -223,6 +248,7 @@ static const Wrong wrongs[] = {
         { REQUEST_SHARE, FIELD(StartRequest, share.gid), -EINVAL, VALUES(UINT32_MAX) },
         { REQUEST_SHARE, FIELD(StartRequest, share.readonly), -EINVAL, VALUES(2, UINT32_MAX) },
         { REQUEST_SHARE, FIELD(StartRequest, share.reserved), -EINVAL, VALUES(1) },
+        NO_NETWORK(REQUEST_SHARE),
 
         HEADER(REQUEST_ROOT_SHARE),
         { REQUEST_ROOT_SHARE, FIELD(StartRequest, program), -EINVAL, VALUES(PROGRAM_QEMU) },
@@ -238,6 +264,21 @@ static const Wrong wrongs[] = {
         { REQUEST_ROOT_SHARE, FIELD(StartRequest, share.gid), -EINVAL, VALUES(1, OWNER, UINT32_MAX) },
         { REQUEST_ROOT_SHARE, FIELD(StartRequest, share.readonly), -EINVAL, VALUES(2) },
         { REQUEST_ROOT_SHARE, FIELD(StartRequest, share.reserved), -EINVAL, VALUES(1) },
+        NO_NETWORK(REQUEST_ROOT_SHARE),
+
+        HEADER(REQUEST_NETWORK),
+        { REQUEST_NETWORK, FIELD(StartRequest, program), -EINVAL, VALUES(PROGRAM_QEMU, PROGRAM_VIRTIOFSD, _PROGRAM_MAX, UINT32_MAX) },
+        { REQUEST_NETWORK, FIELD(StartRequest, n_fds), -EINVAL, VALUES(0, 2, 4, UINT32_MAX) },
+        { REQUEST_NETWORK, LOWER(StartRequest, console_log_max), -EINVAL, VALUES(0, 4095) },
+        { REQUEST_NETWORK, UPPER(StartRequest, console_log_max), -EINVAL, VALUES(1) },
+        { REQUEST_NETWORK, FIELD(StartRequest, argv_size), -EINVAL, VALUES(0, sizeof(ARGUMENTS) - 1, UINT32_MAX) },
+        { REQUEST_NETWORK, FIELD(StartRequest, kind), -EINVAL, VALUES(START_PIPES, START_TTY, START_SHARE, _START_KIND_MAX) },
+        NO_SHARE(REQUEST_NETWORK),
+        { REQUEST_NETWORK, FIELD(StartRequest, network.id), -EINVAL,
+          VALUES(0, OWNER, VM_IDS_BASE - 1, VM_IDS_BASE, VM_IDS_BASE + SHARE_IDS, UINT32_MAX) },
+        { REQUEST_NETWORK, FIELD(StartRequest, network.low_ports), -EINVAL, VALUES(2, UINT32_MAX) },
+        { REQUEST_NETWORK, FIELD(StartRequest, network.resolver), -EINVAL, VALUES(1, 10, 128, UINT32_MAX) },
+        { REQUEST_NETWORK, FIELD(StartRequest, network.reserved), -EINVAL, VALUES(1) },
 
         HEADER(REQUEST_PROBE),
         { REQUEST_PROBE, FIELD(ProbeRequest, program), -EINVAL, VALUES(_PROGRAM_MAX, UINT32_MAX) },
@@ -348,15 +389,10 @@ static const struct {
         { REQUEST_SHARE, HELPER_FD_LAST_OUTPUT, "a share's last output", LOGS },
         { REQUEST_SHARE, _HELPER_FD_MAX, "what is shared", BIT(DIRECTORY) },
         { REQUEST_SHARE, _HELPER_FD_MAX + 1, "a virtiofsd's socket", BIT(STREAM_LISTENING) },
+        { REQUEST_NETWORK, _HELPER_FD_MAX, "a network's list of resolvers", BIT(FILE_READ) | BIT(FILE_BOTH) | BIT(FILE_MEMORY) },
+        { REQUEST_NETWORK, _HELPER_FD_MAX + 1, "where a passt is ready", BIT(FIFO) },
+        { REQUEST_NETWORK, _HELPER_FD_MAX + 2, "a passt's connection", BIT(STREAM) },
 };
-
-static int one_of(int type) {
-        int pair[2];
-
-        must(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) == 0);
-        safe_close(pair[1]);
-        return pair[0];
-}
 
 static int internet(bool listening) {
         int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
