@@ -261,8 +261,10 @@ Manager *manager_free(Manager *m) {
         }
         manager_free_backends(m);
         sd_event_source_disable_unref(m->save_timer);
-        launch_call_free(m->virtiofsd_probe);
-        free(m->virtiofsd_version);
+        for (size_t i = 0; i < ELEMENTSOF(m->companions); i++) {
+                launch_call_free(m->companions[i].probe);
+                free(m->companions[i].version);
+        }
         sd_event_source_disable_unref(m->status_timer);
         sd_event_source_disable_unref(m->boot_timer);
         systemd_free(m->systemd);

@@ -34,6 +34,13 @@ typedef struct BackendInfo {
         int error, version_error;       /* why it was not found, or its version is not known; or 0 */
 } BackendInfo;
 
+typedef struct CompanionInfo {
+        char *version;                  /* as it says itself; NULL: not asked yet */
+        uint64_t mtime_usec;
+        bool missing;                   /* it was looked for, and is not there */
+        LaunchCall *probe;
+} CompanionInfo;
+
 typedef struct Create Create;
 
 struct Manager {
@@ -51,10 +58,7 @@ struct Manager {
         char **watched;                 /* directories where their programs may be */
         sd_event_source *watches[16];
         Create *creates;                /* that wait for a look at a file */
-        char *virtiofsd_version;        /* NULL: not asked yet */
-        uint64_t virtiofsd_mtime;
-        bool virtiofsd_missing;
-        LaunchCall *virtiofsd_probe;
+        CompanionInfo companions[_PROGRAM_MAX]; /* of programs that are no VMMs */
         bool kvm;                       /* /dev/kvm can be opened */
         bool no_vhost_vsock;            /* /dev/vhost-vsock can't */
         void (*ready)(void *userdata);  /* until it was told */

@@ -9,11 +9,12 @@
 #include "basic/name-util.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
-#include "core/share.h"
+#include "core/share-internal.h"
 #include "core/start-private.h"
+#include "vmm/passt-plan.h"
 #include "vmm/virtiofsd-plan.h"
 
-/* The life of a share's virtiofsd, and the bond between it and its VM. */
+/* The life of a VMM's companion: the virtiofsd of a share or the passt of a network, and the bond between it and its VM. */
 
 /* A virtiofsd ends when its VMM does, which may show a moment later. */
 #define GRACE_USEC (200 * USEC_PER_MSEC)
@@ -29,7 +30,14 @@
 #endif
 #define RENEWALS_MAX 3U
 
-#define DIRECTORY_PREFIX "fs-"
+/* Before a network whose passt dies again and again gets another, and how long one lives that is no such case */
+#define AGAIN_USEC (1 * USEC_PER_SEC)
+#define AGAIN_MAX_USEC (60 * USEC_PER_SEC)
+#define GOOD_USEC (120 * USEC_PER_SEC)
+
+static const ShareKind *const kinds[] = { &share_kind_virtiofsd, &share_kind_passt };
+
+static void share_again(Share *share);
 
 static void share_done(Share *share) {
         share->start = share_start_free(share->start);
@@ -48,11 +56,13 @@ void shares_free(VM *vm) {
         vm->n_shares = vm->n_share_runs = 0;
 }
 
-static int share_init(Share *share, VM *vm, unsigned index, const char *tag) {
-        *share = (Share) { .vm = vm, .index = index };
+static int share_add(VM *vm, const ShareKind *kind, unsigned index, const char *tag) {
+        Share *share = vm->shares + vm->n_shares++;
+
+        *share = (Share) { .vm = vm, .kind = kind, .index = index };
         share->tag = strdup(tag);
-        share->scope = share_scope_name(vm->rec.name, tag);
-        share->dir = strjoinf("%s/" DIRECTORY_PREFIX "%s", vm->run_dir, tag);
+        share->scope = kind->scope_name(vm->rec.name, tag);
+        share->dir = strjoinf("%s/%s%s", vm->run_dir, kind->prefix, tag);
         return share->tag && share->scope && share->dir ? 0 : -ENOMEM;
 }
 
@@ -66,23 +76,40 @@ int shares_prepare(VM *vm) {
         const Definition *d = vm->definition;
         int r;
 
-        r = shares_alloc(vm, d->n_filesystems);
+        r = shares_alloc(vm, d->n_filesystems + d->n_networks);
         for (size_t i = 0; r >= 0 && i < d->n_filesystems; i++)
-                r = share_init(vm->shares + vm->n_shares++, vm, (unsigned) i, d->filesystems[i].tag);
+                r = share_add(vm, &share_kind_virtiofsd, (unsigned) i, d->filesystems[i].tag);
+        for (size_t i = 0; r >= 0 && i < d->n_networks; i++)
+                if (d->networks[i].type == NETWORK_USER)
+                        r = share_add(vm, &share_kind_passt, (unsigned) i, d->networks[i].name);
         return r;
 }
 
+static const ShareKind *kind_of_dir(const char *name) {
+        for (size_t i = 0; i < ELEMENTSOF(kinds); i++)
+                if (startswith(name, kinds[i]->prefix))
+                        return kinds[i];
+        return NULL;
+}
+
 static int is_share_dir(const struct dirent *de) {
-        return startswith(de->d_name, DIRECTORY_PREFIX) != NULL;
+        return kind_of_dir(de->d_name) != NULL;
 }
 
 /* By their directories, for a database that was put back may know of others. */
-static unsigned index_of(const Definition *d, const char *tag) {
+static unsigned index_of(const Definition *d, const ShareKind *kind, const char *tag) {
+        bool network = kind == &share_kind_passt;
         size_t i = 0;
 
-        while (i < d->n_filesystems && !streq(d->filesystems[i].tag, tag))
+        while (i < (network ? d->n_networks : d->n_filesystems) && !streq(network ? d->networks[i].name : d->filesystems[i].tag, tag))
                 i++;
         return (unsigned) i;
+}
+
+static bool is_defined(const Share *share) {
+        const Definition *d = share->vm->definition;
+
+        return share->index < (share->kind == &share_kind_passt ? d->n_networks : d->n_filesystems);
 }
 
 int shares_find(VM *vm) {
@@ -94,10 +121,11 @@ int shares_find(VM *vm) {
                 return errno == ENOENT ? 0 : -errno;
         r = shares_alloc(vm, (size_t) n);
         for (int i = 0; i < n; i++) {
-                const char *tag = list[i]->d_name + strlen(DIRECTORY_PREFIX);
+                const ShareKind *kind = kind_of_dir(list[i]->d_name);
+                const char *tag = list[i]->d_name + strlen(kind->prefix);
 
                 if (r >= 0)
-                        r = share_init(vm->shares + vm->n_shares++, vm, index_of(vm->definition, tag), tag);
+                        r = share_add(vm, kind, index_of(vm->definition, kind, tag), tag);
                 free(list[i]);
         }
         free(list);
@@ -110,39 +138,86 @@ uint32_t vm_share_id(const VM *vm) {
 
 #define UNIT_NAME_MAX 255U
 
-int shares_check(Manager *m, const char *name, const Definition *d, sd_bus_error *error) {
-        VirtiofsdVersion version;
-        bool known = m->virtiofsd_version && virtiofsd_parse_version(m->virtiofsd_version, &version);
+static int check_scope(const ShareKind *kind, const char *name, size_t i, const char *part, sd_bus_error *error) {
+        _cleanup_free_ char *scope = kind->scope_name(name, part);
 
-        for (size_t i = 0; i < d->n_filesystems; i++) {
-                _cleanup_free_ char *scope = share_scope_name(name, d->filesystems[i].tag);
-                _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
-                _cleanup_strv_free_ char **argv = NULL;
-
-                if (!scope)
-                        return -ENOMEM;
-                if (strlen(scope) > UNIT_NAME_MAX)
-                        return sd_bus_error_setf(error, VMUNIT_ERROR_INVALID_DEFINITION,
-                                                 "filesystems[%zu].tag: its unit's name would have %zu bytes, at most %u are possible; "
-                                                 "write a shorter one", i, strlen(scope), UNIT_NAME_MAX);
-                if (known && virtiofsd_plan(d->filesystems + i, &version, VMM_FD_FIRST, &argv, &e) == -EOPNOTSUPP)
-                        return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED, "filesystems[%zu].%s", i, strempty(e.message));
-        }
+        if (!scope)
+                return -ENOMEM;
+        if (strlen(scope) > UNIT_NAME_MAX)
+                return sd_bus_error_setf(error, VMUNIT_ERROR_INVALID_DEFINITION,
+                                         "%s[%zu].%s: its unit's name would have %zu bytes, at most %u are possible; write a shorter one",
+                                         kind->list, i, kind->key, strlen(scope), UNIT_NAME_MAX);
         return 0;
 }
 
-int shares_check_program(Manager *m, const Definition *before, const Definition *d, sd_bus_error *error) {
-        if (d->n_filesystems == 0 || (before && before->n_filesystems > 0) || !m->virtiofsd_missing)
-                return 0;
-        return sd_bus_error_set(error, VMUNIT_ERROR_NOT_SUPPORTED,
-                                "filesystems: they need virtiofsd, which was not found; install the package virtiofsd (in Debian 12 "
-                                "qemu-system-common), or see VirtioFSD= in vmunit.conf(5)");
+static unsigned passt_version(const Manager *m) {
+        const char *line = m->companions[PROGRAM_PASST].version;
+        unsigned version;
+
+        return line && passt_parse_version(line, &version) ? version : PASST_NEWEST;
 }
 
-const char *shares_waited_for(const VM *vm) {
+static int check_networks(Manager *m, const char *name, const Definition *d, sd_bus_error *error) {
+        int r = 0;
+
+        for (size_t i = 0; r >= 0 && i < d->n_networks; i++) {
+                _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+
+                if (d->networks[i].type != NETWORK_USER)
+                        continue;
+                r = check_scope(&share_kind_passt, name, i, d->networks[i].name, error);
+                if (r >= 0 && passt_check(d->networks + i, passt_version(m), &e) < 0)
+                        r = sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED, "networks[%zu].%s", i, strempty(e.message));
+        }
+        return r;
+}
+
+int shares_check(Manager *m, const char *name, const Definition *d, sd_bus_error *error) {
+        const char *line = m->companions[PROGRAM_VIRTIOFSD].version;
+        VirtiofsdVersion version;
+        bool known = line && virtiofsd_parse_version(line, &version);
+        int r;
+
+        for (size_t i = 0; i < d->n_filesystems; i++) {
+                _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
+                _cleanup_strv_free_ char **argv = NULL;
+
+                r = check_scope(&share_kind_virtiofsd, name, i, d->filesystems[i].tag, error);
+                if (r < 0)
+                        return r;
+                if (known && virtiofsd_plan(d->filesystems + i, &version, VMM_FD_FIRST, &argv, &e) == -EOPNOTSUPP)
+                        return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED, "filesystems[%zu].%s", i, strempty(e.message));
+        }
+        return check_networks(m, name, d, error);
+}
+
+/* Which of its networks needs a passt first; d->n_networks: none does */
+static size_t first_user_network(const Definition *d) {
+        size_t i = 0;
+
+        while (i < d->n_networks && d->networks[i].type != NETWORK_USER)
+                i++;
+        return i;
+}
+
+int shares_check_program(Manager *m, const Definition *before, const Definition *d, sd_bus_error *error) {
+        size_t network = first_user_network(d);
+
+        if (d->n_filesystems > 0 && !(before && before->n_filesystems > 0) && m->companions[PROGRAM_VIRTIOFSD].missing)
+                return sd_bus_error_set(error, VMUNIT_ERROR_NOT_SUPPORTED,
+                                        "filesystems: they need virtiofsd, which was not found; install the package virtiofsd (in Debian 12 "
+                                        "qemu-system-common), or see VirtioFSD= in vmunit.conf(5)");
+        if (network < d->n_networks && !(before && first_user_network(before) < before->n_networks) && m->companions[PROGRAM_PASST].missing)
+                return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED,
+                                         "networks[%zu].type: \"user\" needs passt, which was not found; install the package passt, or see "
+                                         "Passt= in vmunit.conf(5)", network);
+        return 0;
+}
+
+const Share *shares_waited_for(const VM *vm) {
         for (size_t i = 0; i < vm->n_shares; i++)
                 if (!vm->shares[i].ready)
-                        return vm->shares[i].tag;
+                        return vm->shares + i;
         return NULL;
 }
 
@@ -164,15 +239,23 @@ static bool is_connected(const Share *share, const char *sockets) {
         return false;
 }
 
-const char *shares_connected_last(const VM *vm) {
+const Share *shares_connected_last(const VM *vm) {
         _cleanup_free_ char *sockets = NULL;
 
         if (vm->n_shares == 0 || !vm->ops->connects_shares || read_file_all("/proc/self/net/unix", SOCKETS_MAX, &sockets, NULL) < 0)
                 return NULL;
         for (size_t i = vm->n_shares; i-- > 0;)
                 if (is_connected(vm->shares + i, sockets))
-                        return vm->shares[i].tag;
+                        return vm->shares + i;
         return NULL;
+}
+
+const char *share_title(const Share *share) {
+        return share->kind->title;
+}
+
+const char *share_program(const Share *share) {
+        return share->kind->program_name;
 }
 
 bool shares_ready(const VM *vm) {
@@ -192,6 +275,7 @@ void share_is_ready(Share *share) {
         share->start = share_start_free(share->start);
         share->ready = true;
         share->renew = false;
+        (void) sd_event_now(share->vm->manager->event, CLOCK_MONOTONIC, &share->ready_usec);
         if (share->vm->start)
                 start_share_ready(share->vm);
 }
@@ -202,6 +286,8 @@ static void share_lost(Share *share) {
 
         if (vm->start && share->run && !share->run->ending)
                 share_start_died(share);
+        if (!share->kind->essential)
+                return;
         if (vm_is_alive(vm) && vm->stop)
                 stop_share_lost(vm);
         if (!vm_is_alive(vm) || vm->start || vm->stop || vm->rec.state == VM_REMOVING || relaunch_pending(vm))
@@ -242,13 +328,20 @@ void share_failed(Share *share, int error, const char *name, const char *format,
         va_end(ap);
 
         if (vm->start) {
-                (void) start_error(vm->start, error, name, "filesystems[%u] (%s): %s", share->index, share->tag, text);
+                (void) start_error(vm->start, error, name, "%s[%u] (%s): %s", share->kind->list, share->index, share->tag, text);
                 start_fail(vm->start);
                 return;
         }
-        vm_log(vm, LOG_ERR, "share %s: %s", share->tag, text);
-        (void) share_start_abandon(share);
-        share_lost(share);
+        vm_log(vm, LOG_ERR, "%s[%u] (%s): %s", share->kind->list, share->index, share->tag, text);
+        share->renew = !share->kind->essential;
+        if (share_start_abandon(share))
+                return;
+        if (share->kind->essential)
+                share_lost(share);
+        else if (share->run)
+                run_end(share->run);
+        else
+                share_again(share);
 }
 
 /* It ends in good order when its VMM leaves, as one that connects by itself does when its guest resets. */
@@ -278,7 +371,7 @@ void shares_reset(VM *vm) {
 }
 
 /* Before it is known whether there was a reset, but not again and again */
-static bool may_renew(Share *share) {
+static bool may_be_reset(Share *share) {
         VM *vm = share->vm;
 
         if (vm->vmm)
@@ -289,11 +382,52 @@ static bool may_renew(Share *share) {
                                                           share) >= 0;
 }
 
+/* A network goes on by another passt, with what is connected from then on. */
+static int on_again(sd_event_source *source, uint64_t usec, void *userdata) {
+        Share *share = userdata;
+        int r;
+
+        share->grace = sd_event_source_disable_unref(share->grace);
+        if (!vm_is_alive(share->vm) || share->vm->run->ending)
+                return 0;
+        r = share_begin(share);
+        if (r < 0)
+                share_failed(share, r, VMUNIT_ERROR_BACKEND_FAILED, "can't start %s again: %s", share->kind->program_name, strerror(-r));
+        return 0;
+}
+
+static void share_again(Share *share) {
+        unsigned n = MIN(share->n_renewals, 6U);
+        uint64_t delay = n == 0 ? 0 : MIN(AGAIN_USEC << n, AGAIN_MAX_USEC);
+
+        share->n_renewals++;
+        if (!vm_is_alive(share->vm) || share->vm->run->ending || share->grace)
+                return;
+        if (sd_event_add_time_relative(share->vm->manager->event, &share->grace, CLOCK_MONOTONIC, delay, 0, on_again, share) < 0)
+                vm_log(share->vm, LOG_ERR, "no timer for network %s, which is gone until the VM is started again", share->tag);
+}
+
+static bool may_renew(Share *share) {
+        VM *vm = share->vm;
+        uint64_t now = 0;
+
+        if (share->kind->essential)
+                return vm_is_alive(vm) && !vm->stop && was_left(share) && may_be_reset(share);
+        if (!vm_is_alive(vm) || vm->run->ending)
+                return false;
+        (void) sd_event_now(vm->manager->event, CLOCK_MONOTONIC, &now);
+        if (now > share->ready_usec + GOOD_USEC)
+                share->n_renewals = 0;
+        vm_add_event(vm, "network-lost", NULL, "The passt of its network %s has died, and with it all connections; another takes its place",
+                     share->tag);
+        return true;
+}
+
 static int on_grace_over(sd_event_source *source, uint64_t usec, void *userdata) {
         Share *share = userdata;
 
         share->grace = sd_event_source_disable_unref(share->grace);
-        share->renew = vm_is_alive(share->vm) && !share->vm->stop && was_left(share) && may_renew(share);
+        share->renew = may_renew(share);
         if (share->renew)
                 run_end(share->run);
         else
@@ -335,11 +469,13 @@ static void on_stop_asked(void *userdata) {
 static void on_gone(void *userdata) {
         Share *share = userdata;
         VM *vm = share->vm;
-        bool renew = share->renew && vm_is_alive(vm) && !vm->run->ending && share->index < vm->definition->n_filesystems;
+        bool renew = share->renew && vm_is_alive(vm) && !vm->run->ending && is_defined(share);
 
         share->run = run_free(share->run);
         vm->n_share_runs--;
-        if (renew) {
+        if (renew && !share->kind->essential)
+                share_again(share);
+        else if (renew) {
                 int r = share_begin(share);
 
                 if (r < 0)
@@ -367,7 +503,7 @@ int share_new_run(Share *share) {
         share->run->run_dir = share->dir;
         share->run->keeps_dir = &share->renew;
         share->run->leaves_slice = true;
-        (void) snprintf(share->run->backend, sizeof(share->run->backend), "virtiofsd");
+        (void) snprintf(share->run->backend, sizeof(share->run->backend), "%s", share->kind->program_name);
         vm->n_share_runs++;
         return 0;
 }

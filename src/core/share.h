@@ -7,19 +7,22 @@
  * does not run on without it (docs/architecture.md). */
 
 typedef struct ShareStart ShareStart;
+typedef struct ShareKind ShareKind;
 
 typedef struct Share {
         VM *vm;
-        unsigned index;                 /* in the definition's filesystems, where it is of one */
-        char *tag, *scope, *dir;        /* dir: <run_dir>/fs-<tag> */
+        const ShareKind *kind;
+        unsigned index;                 /* in the definition's list of its kind, where it is of one */
+        char *tag, *scope, *dir;        /* dir: <run_dir>/fs-<tag>, or net-<name> */
         Run *run;                       /* NULL: nothing of it is there */
         ShareStart *start;              /* what its start has built so far, while it goes on */
         bool ready;                     /* virtiofsd answers */
         bool renew;                     /* the VMM has left it and takes a fresh one */
         bool unborn;                    /* the daemon that was to start it has died meanwhile */
-        sd_event_source *grace;         /* it has ended: is it that the VMM has, too? */
-        unsigned n_renewals;            /* since the VMM last told of a reset of its guest */
+        sd_event_source *grace;         /* it has ended: is it that the VMM has, too? Or it is to be started again */
+        unsigned n_renewals;            /* of a share since the VMM last told of a reset of its guest, of a network in a row */
         sd_event_source *proof;         /* until when it has to tell of one */
+        uint64_t ready_usec;            /* CLOCK_MONOTONIC: since when it answers */
 } Share;
 
 /* share.c */
@@ -32,11 +35,13 @@ int share_new_run(Share *share);
 /* What is left of them is ended; vm->run hears when all is gone. */
 void shares_end(VM *vm);
 bool shares_ready(const VM *vm);
-/* The tag of one that is not ready, or NULL */
-const char *shares_waited_for(const VM *vm);
-/* The tag of that to which the VMM has connected last, where it does that itself: one after the other, so it waits for this one, if it waits
+/* One that is not ready, or NULL */
+const Share *shares_waited_for(const VM *vm);
+const char *share_title(const Share *share); /* "Share" */
+const char *share_program(const Share *share); /* "virtiofsd" */
+/* That to which the VMM has connected last, where it does that itself: one after the other, so it waits for this one, if it waits
  * for any. NULL: to none, or it is not known */
-const char *shares_connected_last(const VM *vm);
+const Share *shares_connected_last(const VM *vm);
 /* One whose virtiofsd lives, or NULL */
 const Share *shares_living(const VM *vm);
 /* The VMM has come up anew, with devices that are connected anew. */
@@ -51,7 +56,7 @@ void share_failed(Share *share, int error, const char *name, const char *format,
 
 /* What no share of a VM of this name can be: 0, or -errno with an error that names the key. */
 int shares_check(Manager *m, const char *name, const Definition *d, sd_bus_error *error);
-/* That there is a virtiofsd, for the first share of a VM */
+/* That there is a virtiofsd, for the first share of a VM, and a passt, for its first network */
 int shares_check_program(Manager *m, const Definition *before, const Definition *d, sd_bus_error *error);
 
 /* share-start.c */
@@ -60,8 +65,8 @@ void shares_probe(Manager *m);
 /* Begins the start of all that stand in vm->shares. On error nothing was begun of those that were not. */
 int shares_begin(VM *vm);
 int share_begin(Share *share);
-/* The end of the connection that the VMM is to be given, or -EBADF where it makes its own; stays the share's. */
-int share_client_fd(const Share *share);
+/* What the VMM is to be given of it, or -EBADF where it makes its own connection; stays the share's. */
+int share_vmm_fd(const Share *share);
 /* Whether PID 1 has to be waited for, after which the run is ended. */
 bool share_start_abandon(Share *share);
 /* Of virtiofsd or its parent, while it starts */

@@ -123,7 +123,8 @@ static int make_vmm_fd(Start *s, size_t i) {
         case LAUNCH_FD_EVENTS:
                 return s->opens[i].fd = fifo_in(vm->run_dir, VMM_EVENTS);
         case LAUNCH_FD_SHARE:
-                return s->opens[i].fd = fcntl(share_client_fd(vm->shares + s->n_share_fds++), F_DUPFD_CLOEXEC, 3);
+        case LAUNCH_FD_NETWORK:
+                return s->opens[i].fd = fcntl(share_vmm_fd(vm->shares + s->n_share_fds++), F_DUPFD_CLOEXEC, 3);
         default:
                 return 0;
         }

@@ -180,7 +180,7 @@ static void start_rolled_back(Start *s) {
 
 /* What a step that hangs waits for, where that is known */
 static void describe_wait(Start *s, char *buf, size_t size) {
-        const char *share = NULL;
+        const Share *share = NULL;
 
         if (s->step == START_STEP_CLEAR)
                 (void) vm_hangs(s->vm, buf, size);
@@ -189,7 +189,7 @@ static void describe_wait(Start *s, char *buf, size_t size) {
         else if (s->step > START_STEP_EXEC)
                 share = shares_connected_last(s->vm);
         if (share)
-                (void) snprintf(buf, size, "no answer from the virtiofsd of %s", share);
+                (void) snprintf(buf, size, "no answer from the %s of %s", share_program(share), share->tag);
 }
 
 static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata) {

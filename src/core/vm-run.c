@@ -59,8 +59,8 @@ bool vm_hangs(const VM *vm, char *buf, size_t size) {
         if (vm->run && run_is_alive(vm->run))
                 (void) snprintf(buf, size, "%s can't be ended: process %d hangs in the kernel", vm_backend_title(vm), (int) vm->run->pid);
         else if (share)
-                (void) snprintf(buf, size, "Share %s: its virtiofsd can't be ended: process %d in %s hangs in the kernel", share->tag,
-                                (int) share->run->pid, share->scope);
+                (void) snprintf(buf, size, "%s %s: its %s can't be ended: process %d in %s hangs in the kernel", share_title(share),
+                                share->tag, share_program(share), (int) share->run->pid, share->scope);
         return share || (vm->run && run_is_alive(vm->run));
 }
 

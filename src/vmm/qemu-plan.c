@@ -363,32 +363,19 @@ static int add_fds(Context *c) {
         return r;
 }
 
-/* hostfwd is a list of objects, since its words come from the days of the plain syntax. */
-static bool put_forwards(json_object *o, const Network *n) {
-        json_object *list = json_object_new_array();
-
-        if (!json_put(o, "hostfwd", list))
-                return false;
-
-        for (size_t i = 0; i < n->n_forwards; i++) {
-                const Forward *f = n->forwards + i;
-                _cleanup_free_ char *s = strjoinf("%s:%s:%u-:%u", f->protocol == PROTOCOL_UDP ? "udp" : "tcp",
-                                                  f->address, f->host, f->guest);
-                json_object *item = json_object_new_object();
-
-                if (!json_append(list, item) || !s)
-                        return false;
-                if (!json_put_string(item, "str", s))
-                        return false;
-        }
-        return true;
-}
-
-static int add_netdev(Context *c, const Network *n, const char *id) {
+/* passt speaks the protocol of this kind of stream. When one ends QEMU listens for the next. */
+static int add_netdev(Context *c, const char *id) {
         _cleanup_json_ json_object *o = json_object_new_object();
+        json_object *address = json_object_new_object();
+        _cleanup_free_ char *number = NULL;
+        int fd;
 
-        if (!o || !json_put_string(o, "type", "user") || !json_put_string(o, "id", id) ||
-            (n->n_forwards > 0 && !put_forwards(o, n)))
+        fd = launch_plan_add_fd(c->plan, LAUNCH_FD_NETWORK);
+        if (fd >= 0)
+                number = strjoinf("%d", fd);
+        if (!o || !json_put(o, "addr", address) || !number ||
+            !json_put_string(o, "type", "stream") || !json_put_string(o, "id", id) || !json_put_bool(o, "server", true) ||
+            !json_put_string(address, "type", "fd") || !json_put_string(address, "str", number))
                 return -ENOMEM;
         return add_json(c, "-netdev", o);
 }
@@ -400,7 +387,7 @@ static int add_network(Context *c, const Network *n) {
 
         if (!id)
                 return -ENOMEM;
-        r = add_netdev(c, n, id);
+        r = add_netdev(c, id);
         if (r < 0)
                 return r;
 

@@ -20,6 +20,7 @@ typedef enum LaunchFdType {
                                  * waits there */
         LAUNCH_FD_CONFIG,       /* a file with LaunchPlan.config */
         LAUNCH_FD_SHARE,        /* a connection to the virtiofsd of a share, in the order of the definition */
+        LAUNCH_FD_NETWORK,      /* after those: a listening socket to which the passt of a user network connects, in that order, too */
 } LaunchFdType;
 
 #define VMM_EVENTS "events"     /* in the VM's directory below /run */

@@ -120,6 +120,12 @@ static void print_errors(Guest *g) {
         }
 }
 
+static int listen_for_network(void) {
+        _cleanup_free_ char *path = strjoinf("%s/network", directory);
+
+        return path ? unix_listen(path, SOCK_STREAM) : -ENOMEM;
+}
+
 /* In the child: what the plan wants to find, under its numbers. */
 static _Noreturn void execute(Guest *g, const LaunchPlan *plan, int in, int out) {
         int high[64];
@@ -127,7 +133,8 @@ static _Noreturn void execute(Guest *g, const LaunchPlan *plan, int in, int out)
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         for (size_t i = 0; i < plan->n_fds; i++) {
                 const LaunchFd *f = plan->fds + i;
-                int fd = f->type == LAUNCH_FD_API ? g->listener : open(f->path, (f->writable ? O_RDWR : O_RDONLY)|O_CLOEXEC);
+                int fd = f->type == LAUNCH_FD_API ? g->listener : f->type == LAUNCH_FD_NETWORK ? listen_for_network() :
+                        open(f->path, (f->writable ? O_RDWR : O_RDONLY)|O_CLOEXEC);
 
                 if (fd < 0)
                         _exit(99);
