@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=900 sanitized
+# suite: timeout=1800 sanitized
 """Who may call what: real users in sessions of logind, a real polkitd, and an agent that answers its questions."""
 
 import os
@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..
 from vmunit_test import *
 from vmunit_users import *
 
+test = polkit_test
 manager = Manager()
 PROPERTIES = "org.freedesktop.DBus.Properties"
 REFUSALS = ("org.freedesktop.DBus.Error.AccessDenied", "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired")
