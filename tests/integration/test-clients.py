@@ -49,7 +49,7 @@ def others_unhurt(mib=24):
     def answered():
         began = time.monotonic()
         manager.list()
-        assert time.monotonic() - began < 10, "another client waited too long"
+        assert time.monotonic() - began < 20, "another client waited too long"
     yield answered
     answered()
     assert daemon_pid() == pid
@@ -262,7 +262,7 @@ def _():
         with expect_error("Canceled"):
             stop.result()
         other.kill()
-        wait_for(lambda: fds(daemon_pid()) <= before, what="its descriptors", poll=0.1)
+        wait_for(lambda: fds(daemon_pid()) <= before, timeout=30, what="its descriptors", poll=0.1)
 
 
 @test("who comes and goes at once leaves nothing in the daemon", timeout=90)
@@ -278,7 +278,7 @@ def _():
                     client.send(vm.path, VM_INTERFACE, "GetStats", EMPTY)
                 client.close()
             answered()
-        wait_for(lambda: fds(daemon_pid()) == before, what="its descriptors", poll=0.1)
+        wait_for(lambda: fds(daemon_pid()) == before, timeout=30, what="its descriptors", poll=0.1)
 
 
 @test("calls that come before the bus has said who calls keep their order")

@@ -4,7 +4,7 @@
 """Random calls with random arguments on all that is on the bus, from many connections that come, read or not, and go: the daemon lives,
 answers others, and nothing is left of it.
 
-As root and as a user, 20 s each; with VMUNIT_ALL (`tests/run --all --timeout 1800 hostile-client`) 10 min each. What is sent depends on
+As root and as a user, 15 s each; with VMUNIT_ALL (`tests/run --all --timeout 1800 hostile-client`) 10 min each. What is sent depends on
 VMUNIT_SEED (1), but for the numbers of jobs; how far it gets depends on the machine.
 """
 
@@ -20,10 +20,10 @@ from vmunit_clients import *
 from vmunit_users import polkit_rules
 from invariants import check_fresh
 
-SECONDS = 600 if os.environ.get("VMUNIT_ALL") else 20
+SECONDS = 600 if os.environ.get("VMUNIT_ALL") else 15
 SEED = os.environ.get("VMUNIT_SEED") or "1"
 NOBODY = 65534
-DEADLINE = 10                                   # for the other client, on any machine
+DEADLINE = 20                                   # for the other client, on any machine
 FILES = "/srv/hostile"
 POOL = [f"h{n}" for n in range(10)] + ["h-1", "a.b"]
 DBUS = "org.freedesktop.DBus"
@@ -239,7 +239,7 @@ class Hostile:
         if len(self.clients) < 6 or r.random() < 0.005:
             if len(self.clients) >= 6:
                 self.clients.pop(r.randrange(6))[0].close()
-            self.clients.append((RawClient(self.uid, 60, fds=r.random() < 0.7), r.random() < 0.8, {}))
+            self.clients.append((RawClient(self.uid, fds=r.random() < 0.7), r.random() < 0.8, {}))
         return r.choice(self.clients)
 
     def step(self):

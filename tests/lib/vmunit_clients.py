@@ -24,7 +24,7 @@ def as_user(uid):
 class RawClient:
     """Reads nothing until it is told to."""
 
-    def __init__(self, uid, timeout=20, fds=False):
+    def __init__(self, uid, timeout=60, fds=False):
         self._takes_fds = fds
         self.socket, self._serial, self._rest = socket.socket(socket.AF_UNIX), 0, b""
         self.socket.settimeout(timeout * int(os.environ.get("VMUNIT_SLOWER", 1)))
