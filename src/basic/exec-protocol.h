@@ -5,13 +5,38 @@
 
 /* What vmunitd and vmunit-exec, the VMM's parent, say to each other. */
 
-/* 0. What vmunit-launch starts it with: these fds, then the VMM's own, and `vmunit-exec PROGRAM CONSOLE-LOG-MAX N-VMM-FDS HOW`,
- *    where HOW is `tty` or `pipes`, its console, or `share`: a virtiofsd behind walls, with two fds more before its own: the share's
- *    mount, which it finds at EXEC_SHARE, and its user namespace; or `network ID PORTS RESOLVER`: a passt behind walls, with two fds
- *    more: what it reads from /etc/resolv.conf, and its standard input. PORTS is `low-ports` or `-`, the rest as in NetworkRequest.
- *    ARGV is a file of the VMM's NUL-terminated arguments. The first five stand in the order of HELPER_FD_*. */
+/* 0. What vmunit-launch starts it with: these fds, then the program's own, and `vmunit-exec PROGRAM CONSOLE-LOG-MAX FDS HOW ID …`.
+ *    HOW is `tty` or `pipes`, a VMM's console; or `share`: a virtiofsd, with two fds more before its own: the share's mount, which it
+ *    finds at EXEC_SHARE, and its user namespace; or `network`: a passt, with two fds more: what it reads from /etc/resolv.conf, and its
+ *    standard input. FDS has a letter for each of its own fds: how it is shown (ExecShown). For each that is, in their order, one more fd
+ *    follows them all: the mount that is shown, or what a copy or a node is made of. ID is its uid and gid on the host. Then comes a sum of
+ *    ExecRight, for a passt PORTS RESOLVER: `low-ports` or `-`, and as in NetworkRequest. ARGV is a file of NUL-terminated arguments. The first
+ *    five stand in the order of HELPER_FD_*. */
 #define EXEC_SHARE "/share"
 enum { EXEC_FD_CONTROL = 3, EXEC_FD_EXEC, EXEC_FD_EXIT, EXEC_FD_CONSOLE_LOG, EXEC_FD_LAST_OUTPUT, EXEC_FD_ARGV, EXEC_FD_VMM };
+
+/* A VMM that takes a name where others take a fd finds its fd N at EXEC_FILES/N. */
+#define EXEC_FILES "/files"
+typedef enum ExecShown {
+        EXEC_SHOWN_NOT = '-',
+        EXEC_SHOWN_COPY = 'c',          /* read-only; where its file system does not let it be shown to another uid, a copy will do */
+        EXEC_SHOWN_READ = 'r',
+        EXEC_SHOWN_WRITE = 'w',
+        EXEC_SHOWN_DIRECTORY = 'd',     /* read-only; the fd itself is not the VMM's */
+} ExecShown;
+
+/* What not each VMM is given */
+typedef enum ExecRight {
+        EXEC_KVM = 1 << 0,
+        EXEC_VHOST_VSOCK = 1 << 1,
+        EXEC_SOCKETS = 1 << 2,          /* it makes sockets, in a file system of its own at EXEC_SOCKETS_DIR */
+        EXEC_IO_URING = 1 << 3,
+        _EXEC_RIGHTS_ALL = (1 << 4) - 1,
+} ExecRight;
+#define EXEC_SOCKETS_DIR "/vm"
+#define EXEC_VSOCK EXEC_SOCKETS_DIR "/vsock" /* where a VMM that has its own kind of vsock listens */
+/* Where whatever is written is the VMM's last output, for one that has to name it */
+#define EXEC_STDERR "/dev/stderr"
 
 /* 1. The control socket (SEQPACKET pair made by the daemon). Daemon to helper: one byte a message. End of file before GO
  *    makes the helper exit, and with it the VMM's process. After GO the helper no longer cares for the daemon. */
@@ -28,12 +53,14 @@ typedef struct ExecEvent {
         uint32_t type;
         int32_t pid;
         int32_t error;
-        char stage[20];         /* "execve", "clone", … NUL-terminated */
+        char stage[28];         /* "execve", "a PID namespace", … NUL-terminated */
 } ExecEvent;
 
 /* 2. The listening socket `exec` (SEQPACKET, 0600, root's), made by the daemon: one request a connection. */
 typedef enum ExecRequestType {
         EXEC_REQUEST_CONSOLE = 1, /* answer: int32 0 and one end of a stream socket pair that reads and writes the port */
+        EXEC_REQUEST_SOCKETS,   /* answer: int32 0 and the VMM's EXEC_SOCKETS_DIR, where no symbolic link is followed */
+        EXEC_REQUEST_VSOCK,     /* answer: int32 0 and a connection to EXEC_VSOCK, which may be for the VMM's uid alone; or a negative errno */
 } ExecRequestType;
 
 typedef struct ExecRequest {

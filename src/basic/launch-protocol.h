@@ -2,6 +2,7 @@
 #pragma once
 
 #include "basic/conf.h"
+#include "basic/exec-protocol.h"
 
 /* What vmunitd and vmunit-launch say to each other: /run/vmunit-launch.sock (SEQPACKET, root's), one request a connection,
  * fixed structs of the same machine, checked on both sides. */
@@ -11,7 +12,7 @@
 #define LAUNCH_MESSAGE_MAX (160U * 1024U)
 #define LAUNCH_HEAD_MAX 4096U /* what tells a kernel, or a disk image and what it rests on */
 
-typedef enum LaunchType { LAUNCH_OPEN = 1, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK } LaunchType;
+typedef enum LaunchType { LAUNCH_OPEN = 1, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK, LAUNCH_LOOP } LaunchType;
 
 typedef struct LaunchHeader {
         uint32_t magic, type;
@@ -73,6 +74,15 @@ typedef struct NetworkRequest {
         uint32_t reserved;      /* 0 */
 } NetworkRequest;
 
+/* What a VMM is given, and how it is shown its own fds: ExecRight, ExecShown */
+#define VMM_FDS_MAX 245U /* as many as come with one message, but for the helper's */
+typedef struct VMMRequest {
+        uint32_t id;            /* uid and gid: VM_IDS_BASE + 2 * n, n > 0 */
+        uint32_t rights;
+        char shown[VMM_FDS_MAX];
+        char reserved[3];       /* 0 */
+} VMMRequest;
+
 /* Ids of VMs are in this block, which sysusers.d/vmunit.conf keeps others off; the one after it is that of root's shares. */
 #define VM_IDS_BASE UINT32_C(1000013824)
 #define SHARE_IDS UINT32_C(65536)
@@ -86,6 +96,7 @@ typedef struct StartRequest {
         uint32_t kind;          /* StartKind */
         ShareRequest share;     /* of a virtiofsd, else 0 */
         NetworkRequest network; /* of a passt, else 0 */
+        VMMRequest vmm;         /* of a VMM, else 0 */
         char argv[];
 } StartRequest;
 
@@ -93,7 +104,22 @@ typedef struct StartReply {
         LaunchHeader header;
         int32_t error;
         int32_t pid;            /* in the launcher's PID namespace, which is the host's */
+        uint32_t fd;            /* with -EMEDIUMTYPE: which of the VMM's own cannot be shown, for its file system lets no other uid have it */
+        uint32_t reserved;
 } StartReply;
+
+/* LOOP: a raw image, which comes along, as a block device that goes with its last user. Answer: LoopReply and the device's fd. */
+typedef struct LoopRequest {
+        LaunchHeader header;
+        uint32_t readonly;      /* 0 or 1 */
+        uint32_t reserved;      /* 0 */
+} LoopRequest;
+
+typedef struct LoopReply {
+        LaunchHeader header;
+        int32_t error;
+        uint32_t reserved;
+} LoopReply;
 
 /* PROBE: is the program there, which version; are the devices usable. Answer: ProbeReply. */
 typedef struct ProbeRequest {

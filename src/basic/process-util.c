@@ -44,7 +44,7 @@ void reset_process(void) {
 }
 
 int place_fds(const int *fds, size_t n) {
-        int high[256];
+        int high[512];
 
         if (n > ELEMENTSOF(high))
                 return -E2BIG;

@@ -53,7 +53,7 @@ static int check_path(const char *path, struct stat *ret_st) {
                 return -errno;
         if (!is_roots(ret_st))
                 return -EPERM;
-        return S_ISREG(ret_st->st_mode) && (ret_st->st_mode & 0111) ? 0 : -EACCES;
+        return S_ISREG(ret_st->st_mode) && (ret_st->st_mode & S_IXOTH) ? 0 : -EACCES; /* no VM's uid is its owner's */
 }
 
 static int check_program(const char *path, char ret_path[static PATH_MAX], struct stat *ret_st) {

@@ -289,6 +289,26 @@ static int on_name_owner_changed(sd_bus_message *m, void *userdata, sd_bus_error
         return 0;
 }
 
+/* m: mknod(2), by which the process that is put there makes them in its view, before or after */
+static int append_devices(sd_bus_message *m, char *const *devices) {
+        int r;
+
+        r = sd_bus_message_append(m, "(sv)", "DevicePolicy", "s", "closed");
+        if (r >= 0)
+                r = sd_bus_message_open_container(m, 'r', "sv");
+        if (r >= 0)
+                r = sd_bus_message_append(m, "s", "DeviceAllow");
+        if (r >= 0)
+                r = sd_bus_message_open_container(m, 'v', "a(ss)");
+        if (r >= 0)
+                r = sd_bus_message_open_container(m, 'a', "(ss)");
+        for (char *const *d = devices; r >= 0 && d && *d; d++)
+                r = sd_bus_message_append(m, "(ss)", *d, "rwm");
+        for (unsigned i = 0; r >= 0 && i < 3; i++)
+                r = sd_bus_message_close_container(m);
+        return r;
+}
+
 static int append_scope(sd_bus_message *m, const SystemdCall *c) {
         const ScopeParams *p = &c->params;
         const char *before = p->before ?: "vmunit-guests.service"; /* once more does no harm */
@@ -304,6 +324,8 @@ static int append_scope(sd_bus_message *m, const SystemdCall *c) {
                                   "TimeoutStopUSec", "t", p->timeout_stop_usec,
                                   "After", "as", 2, "vmunitd.service", "dbus.service",
                                   "Before", "as", 2, "vmunit-guests.service", before);
+        if (r >= 0)
+                r = append_devices(m, p->devices);
         if (r < 0)
                 return r;
         if (c->with_pidfd)

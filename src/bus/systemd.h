@@ -32,6 +32,7 @@ typedef struct ScopeParams {
         pid_t pid;
         int pidfd;
         uint64_t timeout_stop_usec;
+        char *const *devices;                   /* paths of those that it is allowed beside /dev/null and its kind, or NULL */
         const char *before;                     /* a unit that is stopped before it, or NULL */
         /* Whether the slice is there; set when PID 1 has taken over a scope that brought it along. Until then the other scopes of that slice
          * wait, for PID 1 makes one without limits by itself, and takes no second. NULL: somebody's slice is there already */

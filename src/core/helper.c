@@ -126,9 +126,9 @@ static void on_console(void *userdata, int error, const void *data, size_t size,
         c->cb(c->userdata, error, error < 0 ? -EBADF : fds[0]);
 }
 
-int helper_open_console(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata,
-                        HelperCall **ret) {
-        ExecRequest q = { .type = EXEC_REQUEST_CONSOLE };
+static int ask(sd_event *e, const char *path, ExecRequestType type, uint64_t timeout_usec, helper_console_cb cb, void *userdata,
+               HelperCall **ret) {
+        ExecRequest q = { .type = type };
         _cleanup_free_ HelperCall *c = NULL;
         int r;
 
@@ -141,6 +141,19 @@ int helper_open_console(sd_event *e, const char *path, uint64_t timeout_usec, he
                 return r;
         *ret = TAKE_PTR(c);
         return 0;
+}
+
+int helper_open_console(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata,
+                        HelperCall **ret) {
+        return ask(e, path, EXEC_REQUEST_CONSOLE, timeout_usec, cb, userdata, ret);
+}
+
+int helper_open_sockets(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata, HelperCall **ret) {
+        return ask(e, path, EXEC_REQUEST_SOCKETS, timeout_usec, cb, userdata, ret);
+}
+
+int helper_open_vsock(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata, HelperCall **ret) {
+        return ask(e, path, EXEC_REQUEST_VSOCK, timeout_usec, cb, userdata, ret);
 }
 
 int helper_read_exit(const char *path, int *ret_status) {

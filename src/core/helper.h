@@ -32,6 +32,12 @@ typedef void (*helper_console_cb)(void *userdata, int error, int fd);
 int helper_open_console(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata,
                         HelperCall **ret);
 
+/* The same for the directory where the VMM makes its sockets. -EBADMSG: this helper knows of none. */
+int helper_open_sockets(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata, HelperCall **ret);
+
+/* The same for a connection to where the VMM listens for those who want to come to its guest's vsock. */
+int helper_open_vsock(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata, HelperCall **ret);
+
 /* The status that the helper wrote to the file: 0, -ENODATA if it wrote none (yet), -EBADMSG if it is not a record. */
 int helper_read_exit(const char *path, int *ret_status);
 

@@ -13,6 +13,7 @@ struct LaunchCall {
                 launch_start_cb start;
                 launch_probe_cb probe;
                 launch_vsock_cb vsock;
+                launch_loop_cb loop;
         } cb;
         void *userdata;
 };
@@ -65,10 +66,13 @@ static void on_open(LaunchCall *c, int error, const void *data, size_t size, int
 
 static void on_start(LaunchCall *c, int error, const void *data, size_t size, int *fds, size_t n_fds) {
         StartReply reply = {};
+        uint32_t which = 0;
 
         if (error == 0)
                 error = check_answer(c->type, data, size, sizeof(reply),
                                      answer_error(data, size, offsetof(StartReply, error)), true, n_fds);
+        if (error == -EMEDIUMTYPE)
+                which = (uint32_t) answer_error(data, size, offsetof(StartReply, fd));
         if (error == 0) {
                 memcpy(&reply, data, sizeof(reply));
                 if (reply.pid <= 1)
@@ -76,7 +80,7 @@ static void on_start(LaunchCall *c, int error, const void *data, size_t size, in
         }
         if (error < 0)
                 close_many(fds, n_fds);
-        c->cb.start(c->userdata, error, error < 0 ? 0 : reply.pid, error < 0 ? -EBADF : fds[0]);
+        c->cb.start(c->userdata, error, error < 0 ? 0 : reply.pid, error < 0 ? -EBADF : fds[0], which);
 }
 
 static void on_probe(LaunchCall *c, int error, const void *data, size_t size, int *fds, size_t n_fds) {
@@ -105,6 +109,15 @@ static void on_vsock(LaunchCall *c, int error, const void *data, size_t size, in
         c->cb.vsock(c->userdata, error, error < 0 ? -EBADF : fds[0]);
 }
 
+static void on_loop(LaunchCall *c, int error, const void *data, size_t size, int *fds, size_t n_fds) {
+        if (error == 0)
+                error = check_answer(c->type, data, size, sizeof(LoopReply), answer_error(data, size, offsetof(LoopReply, error)), true,
+                                     n_fds);
+        if (error < 0)
+                close_many(fds, n_fds);
+        c->cb.loop(c->userdata, error, error < 0 ? -EBADF : fds[0]);
+}
+
 static void on_packet(void *userdata, int error, const void *data, size_t size, int *fds, size_t n_fds) {
         LaunchCall *c = userdata;
 
@@ -120,6 +133,9 @@ static void on_packet(void *userdata, int error, const void *data, size_t size, 
                 break;
         case LAUNCH_VSOCK:
                 on_vsock(c, error, data, size, fds, n_fds);
+                break;
+        case LAUNCH_LOOP:
+                on_loop(c, error, data, size, fds, n_fds);
                 break;
         }
 }
@@ -203,6 +219,7 @@ int launch_start(sd_event *e, const StartParams *p, uint64_t timeout_usec, launc
         q->console_log_max = p->console_log_max;
         q->share = p->share;
         q->network = p->network;
+        q->vmm = p->vmm;
         return launch_call_new(e, LAUNCH_START, &q->header, size, fds, _HELPER_FD_MAX + p->n_fds, timeout_usec,
                                &(LaunchCall) { .cb.start = cb, .userdata = userdata }, ret);
 }
@@ -221,4 +238,11 @@ int launch_vsock(sd_event *e, uint32_t cid, uint32_t port, uint64_t timeout_usec
 
         return launch_call_new(e, LAUNCH_VSOCK, &q.header, sizeof(q), NULL, 0, timeout_usec,
                                &(LaunchCall) { .cb.vsock = cb, .userdata = userdata }, ret);
+}
+
+int launch_loop(sd_event *e, int image_fd, bool readonly, uint64_t timeout_usec, launch_loop_cb cb, void *userdata, LaunchCall **ret) {
+        LoopRequest q = { .readonly = readonly };
+
+        return launch_call_new(e, LAUNCH_LOOP, &q.header, sizeof(q), &image_fd, 1, timeout_usec,
+                               &(LaunchCall) { .cb.loop = cb, .userdata = userdata }, ret);
 }

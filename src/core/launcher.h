@@ -33,11 +33,13 @@ typedef struct StartParams {
         const int *fds;         /* the program's own */
         size_t n_fds;
         uint64_t console_log_max;
-        ShareRequest share;
-        NetworkRequest network;
+        ShareRequest share;     /* of a virtiofsd */
+        NetworkRequest network; /* of a passt */
+        VMMRequest vmm;         /* of a VMM */
 } StartParams;
 
-typedef void (*launch_start_cb)(void *userdata, int error, pid_t pid, int pidfd);
+/* which: with -EMEDIUMTYPE, the fd that cannot be shown to the VMM */
+typedef void (*launch_start_cb)(void *userdata, int error, pid_t pid, int pidfd, uint32_t which);
 int launch_start(sd_event *e, const StartParams *p, uint64_t timeout_usec, launch_start_cb cb, void *userdata, LaunchCall **ret);
 
 typedef void (*launch_probe_cb)(void *userdata, int error, const ProbeReply *reply);
@@ -48,6 +50,10 @@ int launch_probe(sd_event *e, Program program, bool want_version, uint64_t timeo
 typedef void (*launch_vsock_cb)(void *userdata, int error, int fd);
 int launch_vsock(sd_event *e, uint32_t cid, uint32_t port, uint64_t timeout_usec, launch_vsock_cb cb, void *userdata,
                  LaunchCall **ret);
+
+/* The image behind image_fd as a block device; fd (or -EBADF) belongs to the callback, and the device lasts as long as it. */
+typedef void (*launch_loop_cb)(void *userdata, int error, int fd);
+int launch_loop(sd_event *e, int image_fd, bool readonly, uint64_t timeout_usec, launch_loop_cb cb, void *userdata, LaunchCall **ret);
 
 /* For tests: another socket than LAUNCH_SOCKET; NULL sets it back. */
 void launch_set_socket(const char *path);

@@ -177,7 +177,7 @@ static int ask_for_scope(ShareStart *s) {
         return vm_start_scope(share->vm, share->run, s->description, on_scope, s, &s->scope);
 }
 
-static void on_launched(void *userdata, int error, pid_t pid, int pidfd) {
+static void on_launched(void *userdata, int error, pid_t pid, int pidfd, uint32_t which) {
         ShareStart *s = userdata;
         int r;
 

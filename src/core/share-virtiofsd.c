@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include "basic/fault.h"
 #include "basic/fd-util.h"
@@ -131,6 +132,21 @@ static int make_socket(const char *path) {
         return fd;
 }
 
+/* For a VMM that connects by itself, and again to the next: in a directory that it is shown, and by which nobody else comes here. */
+static int make_shown_socket(const Share *share) {
+        _cleanup_free_ char *path = strjoinf("%s/" VMM_SHARES "/%s", share->vm->run_dir, share->tag);
+        int fd;
+
+        fd = path ? make_socket(path) : -ENOMEM;
+        if (fd >= 0 && chmod(path, 0666) < 0) {
+                int r = -errno;
+
+                safe_close(fd);
+                return r;
+        }
+        return fd;
+}
+
 static int connect_client(const char *path) {
         return unix_connect(path, SOCK_STREAM);
 }
@@ -138,8 +154,10 @@ static int connect_client(const char *path) {
 static int make_files(ShareStart *s) {
         int r;
 
+        if (s->share->vm->ops->connects_shares)
+                return MIN(s->fds[FD_LISTEN] = make_shown_socket(s->share), 0);
         r = s->fds[FD_LISTEN] = share_make_file(s->share, "socket", make_socket);
-        if (r >= 0 && !s->share->vm->ops->connects_shares)
+        if (r >= 0)
                 r = s->vmm_fd = share_make_file(s->share, "socket", connect_client);
         return MIN(r, 0);
 }

@@ -132,6 +132,10 @@ int shares_find(VM *vm) {
         return r;
 }
 
+uint32_t vm_id(const VM *vm) {
+        return VM_IDS_BASE + 2 * vm->rec.slot;
+}
+
 uint32_t vm_share_id(const VM *vm) {
         return VM_IDS_BASE + 2 * vm->rec.slot + 1;
 }
@@ -221,12 +225,13 @@ const Share *shares_waited_for(const VM *vm) {
         return NULL;
 }
 
-/* Of /proc/net/unix: all the sockets that there are, with the paths of those that were connected to. Listening ones have this flag. */
+/* Of /proc/PID/net/unix: all the sockets that there are in its network namespace, with the paths of those that were connected to from
+ * there. Listening ones have this flag. */
 #define SOCKETS_MAX (16U * 1024U * 1024U)
 #define SOCKET_LISTENS "00010000"
 
 static bool is_connected(const Share *share, const char *sockets) {
-        _cleanup_free_ char *end = strjoinf(" %s/socket\n", share->dir);
+        _cleanup_free_ char *end = strjoinf(" %s/" VMM_SHARES "/%s\n", share->vm->run_dir, share->tag);
 
         for (const char *p = end ? strstr(sockets, end) : NULL; p; p = strstr(p + 1, end)) {
                 const char *line = p;
@@ -240,9 +245,12 @@ static bool is_connected(const Share *share, const char *sockets) {
 }
 
 const Share *shares_connected_last(const VM *vm) {
-        _cleanup_free_ char *sockets = NULL;
+        _cleanup_free_ char *sockets = NULL, *path = NULL;
 
-        if (vm->n_shares == 0 || !vm->ops->connects_shares || read_file_all("/proc/self/net/unix", SOCKETS_MAX, &sockets, NULL) < 0)
+        if (vm->n_shares == 0 || !vm->ops->connects_shares || !vm->run)
+                return NULL;
+        path = strjoinf("/proc/%d/net/unix", (int) vm->run->pid);
+        if (!path || read_file_all(path, SOCKETS_MAX, &sockets, NULL) < 0)
                 return NULL;
         for (size_t i = vm->n_shares; i-- > 0;)
                 if (is_connected(vm->shares + i, sockets))

@@ -16,6 +16,7 @@ typedef struct OpenContext {
         size_t index;
         LaunchCall *call;
         int fd;
+        dev_t device;                   /* of a block device, else 0 */
 } OpenContext;
 
 typedef struct DiskOpen DiskOpen;
@@ -45,8 +46,10 @@ struct Start {
         size_t n_disks;
         int exec_fd, control_fd, exit_fd, console_fd, output_fd;
         Helper *helper;
+        LaunchCall *loop;               /* asks for a device in the place of opens[loop_index].fd */
+        uint32_t loop_index;
         SystemdCall *call;
-        char *description;
+        char *description, **devices;
         bool vmm_forked, invocation_known, executed, connected, booted;
         bool asked_again;               /* for the InvocationID, which PID 1 had not answered */
         bool scope_pending;             /* PID 1 has been asked for the scope and has not made it yet */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include "basic/fault.h"
 #include "basic/fd-util.h"
@@ -100,16 +101,35 @@ static int listen_in(const char *dir, const char *name, int type) {
         return path ? unix_listen(path, type) : -ENOMEM;
 }
 
-/* Both ends are the VMM's: it neither waits for a reader nor ends for want of one. */
-static int fifo_in(const char *dir, const char *name) {
+/* Both ends are the VMM's: it neither waits for a reader nor ends for want of one. Of one that is shown the directory is the guard. */
+static int fifo_in(const char *dir, const char *name, bool shown) {
         _cleanup_free_ char *path = strjoinf("%s/%s", dir, name);
         int fd;
 
         if (!path)
                 return -ENOMEM;
-        if (mkfifo(path, 0600) < 0)
+        if (mkfifo(path, 0600) < 0 || (shown && chmod(path, 0666) < 0))
                 return -errno;
         fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+        return fd < 0 ? -errno : fd;
+}
+
+/* What of it is there is for all, and nobody but the VMM that is shown it comes there. */
+static int make_shares(const VM *vm) {
+        _cleanup_free_ char *path = strjoinf("%s/" VMM_SHARES, vm->run_dir);
+
+        if (!path)
+                return -ENOMEM;
+        return mkdir(path, 0711) < 0 || chmod(path, 0711) < 0 ? -errno : 0;
+}
+
+static int open_shares(const VM *vm) {
+        _cleanup_free_ char *path = strjoinf("%s/" VMM_SHARES, vm->run_dir);
+        int fd;
+
+        if (!path)
+                return -ENOMEM;
+        fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         return fd < 0 ? -errno : fd;
 }
 
@@ -121,7 +141,9 @@ static int make_vmm_fd(Start *s, size_t i) {
         case LAUNCH_FD_API:
                 return s->opens[i].fd = listen_in(vm->run_dir, vm->ops->socket, SOCK_STREAM);
         case LAUNCH_FD_EVENTS:
-                return s->opens[i].fd = fifo_in(vm->run_dir, VMM_EVENTS);
+                return s->opens[i].fd = fifo_in(vm->run_dir, VMM_EVENTS, s->plan->fds[i].shown);
+        case LAUNCH_FD_SHARES:
+                return s->opens[i].fd = open_shares(vm);
         case LAUNCH_FD_SHARE:
         case LAUNCH_FD_NETWORK:
                 return s->opens[i].fd = fcntl(share_vmm_fd(vm->shares + s->n_share_fds++), F_DUPFD_CLOEXEC, 3);
@@ -136,6 +158,9 @@ static int begin_shares(Start *s) {
 
         r = shares_prepare(vm);
         if (r < 0 || vm->n_shares == 0)
+                return r;
+        r = vm->ops->connects_shares ? make_shares(vm) : 0;
+        if (r < 0)
                 return r;
         r = vm_new_run(vm); /* which waits for theirs, should they fail */
         return r < 0 ? r : shares_begin(vm);
@@ -196,7 +221,6 @@ static int make_plan(Start *s, bool looked) {
                 .definition = vm->definition,
                 .name = vm->rec.name,
                 .id = vm->rec.id,
-                .run_dir = vm->run_dir,
                 .cid = vm_vsock_cid(vm),
                 .kvm = s->kvm,
                 .files = looked ? s->disk_files : NULL,
@@ -335,6 +359,11 @@ static void on_opened(void *userdata, int error, int fd, const OpenReply *reply)
                 start_fail(s);
                 return;
         }
+        if (S_ISBLK(reply->mode)) { /* which no FUSE has */
+                struct stat st;
+
+                c->device = fstat(fd, &st) < 0 ? 0 : st.st_rdev;
+        }
         keep_kernel(s, c->index, reply);
         r = look_at_disk(s, c->index, reply);
         if (r < 0)
@@ -397,10 +426,17 @@ void start_undo_open(Start *s) {
 
 static void on_helper_event(void *userdata, const ExecEvent *ev, int pidfd, int error);
 
-static void on_launched(void *userdata, int error, pid_t pid, int pidfd) {
+static int ask_for_loop(Start *s, uint32_t which);
+
+static void on_launched(void *userdata, int error, pid_t pid, int pidfd, uint32_t which) {
         Start *s = userdata;
         int r;
 
+        if (error == -EMEDIUMTYPE) {
+                if (ask_for_loop(s, which) < 0)
+                        start_fail(s);
+                return;
+        }
         if (error < 0) {
                 start_failed(s, error, error == -EPIPE ? "the launcher has died" : "the launcher can't start the VMM's parent");
                 return;
@@ -418,7 +454,7 @@ static int list_vmm_fds(Start *s, int fds[static SCM_FDS_MAX]) {
                 return start_error(s, -E2BIG, VMUNIT_ERROR_NOT_SUPPORTED, "disks: too many files for one VMM");
 
         for (size_t i = 0; i < s->n_fds; i++) {
-                if (s->plan->fds[i].type == LAUNCH_FD_CONFIG)
+                if (s->plan->fds[i].type == LAUNCH_FD_CONFIG && s->opens[i].fd < 0)
                         s->opens[i].fd = memfd_new("config", s->plan->config, strlen(s->plan->config));
                 if (s->opens[i].fd < 0)
                         return start_errno(s, s->opens[i].fd, "can't pass the VMM its configuration");
@@ -427,7 +463,56 @@ static int list_vmm_fds(Start *s, int fds[static SCM_FDS_MAX]) {
         return 0;
 }
 
+static int launch(Start *s);
+
+static void on_loop(void *userdata, int error, int fd) {
+        Start *s = userdata;
+        OpenContext *c = s->opens + s->loop_index;
+        struct stat st;
+
+        s->loop = launch_call_free(s->loop);
+        if (error >= 0) {
+                safe_close(c->fd);
+                c->fd = fd;
+                error = fstat(fd, &st) < 0 ? -errno : 0;
+        }
+        if (error < 0) {
+                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s: the file system of %s knows no idmapped mounts, "
+                                   "and there is no loop device for it: %s", s->plan->fds[s->loop_index].key,
+                                   s->plan->fds[s->loop_index].path, strerror(-error));
+                start_fail(s);
+                return;
+        }
+        c->device = st.st_rdev;
+        if (launch(s) < 0)
+                start_fail(s);
+}
+
+/* For a file system that lets no other uid have its files: the image as a block device */
+static int ask_for_loop(Start *s, uint32_t which) {
+        const LaunchFd *f = s->plan->fds + which;
+        unsigned disk;
+        int r;
+
+        start_undo_launch(s);
+        s->control_fd = safe_close(s->control_fd);
+        s->vm->run->launch = launch_call_free(s->vm->run->launch);
+        if (which >= s->n_fds || !f->key)
+                return start_errno(s, -EBADMSG, "the launcher can't start the VMM's parent");
+        if (sscanf(f->key, "disks[%u].path", &disk) != 1 || s->vm->definition->disks[disk].format != DISK_RAW)
+                return start_error(s, -EMEDIUMTYPE, VMUNIT_ERROR_BACKEND_FAILED, "%s: the file system of %s knows no idmapped mounts, by "
+                                   "which %s could have it; ext4, xfs, btrfs and tmpfs do, or use a raw image", f->key, f->path,
+                                   vm_backend_title(s->vm));
+        s->loop_index = which;
+        r = launch_loop(s->vm->manager->event, s->opens[which].fd, !f->writable, LAUNCHER_TIMEOUT_USEC, on_loop, s, &s->loop);
+        return r < 0 ? start_errno(s, r, "can't reach the launcher") : 0;
+}
+
 static int step_launch(Start *s) {
+        return launch(s);
+}
+
+static int launch(Start *s) {
         VM *vm = s->vm;
         Manager *m = vm->manager;
         int vmm_fds[SCM_FDS_MAX];
@@ -441,7 +526,7 @@ static int step_launch(Start *s) {
         if (r < 0)
                 return start_errno(s, r, "can't start the VMM's parent");
 
-        const StartParams p = {
+        StartParams p = {
                 .program = vm->ops->program,
                 .kind = s->plan->tty ? START_TTY : START_PIPES,
                 .argv = s->plan->argv,
@@ -455,7 +540,10 @@ static int step_launch(Start *s) {
                 .fds = vmm_fds,
                 .n_fds = s->n_fds,
                 .console_log_max = m->config->console_log_max,
+                .vmm = { .id = vm_id(vm), .rights = s->plan->rights },
         };
+        for (size_t i = 0; i < s->n_fds && i < VMM_FDS_MAX; i++)
+                p.vmm.shown[i] = (char) (s->plan->fds[i].shown ?: EXEC_SHOWN_NOT);
         r = list_vmm_fds(s, vmm_fds);
         if (r < 0)
                 return r;
@@ -467,6 +555,7 @@ static int step_launch(Start *s) {
 }
 
 void start_undo_launch(Start *s) {
+        s->loop = launch_call_free(s->loop);
         s->helper = helper_free(s->helper); /* without GO the helper exits, and its child with it */
 }
 
@@ -506,6 +595,21 @@ static void on_scope(void *userdata, const sd_bus_error *error) {
         start_continue(s);
 }
 
+/* What its helper makes nodes of */
+static int list_devices(Start *s) {
+        int r = 0;
+
+        s->devices = strv_free(s->devices);
+        if (s->plan->rights & EXEC_KVM)
+                r = strv_extend(&s->devices, "/dev/kvm");
+        if (r >= 0 && (s->plan->rights & EXEC_VHOST_VSOCK))
+                r = strv_extend(&s->devices, "/dev/vhost-vsock");
+        for (size_t i = 0; r >= 0 && i < s->n_fds; i++)
+                if (s->plan->fds[i].shown && s->opens[i].device)
+                        r = strv_extendf(&s->devices, "/dev/block/%u:%u", major(s->opens[i].device), minor(s->opens[i].device));
+        return r;
+}
+
 int vm_start_scope(VM *vm, const Run *run, const char *description, systemd_done_cb cb, void *userdata, SystemdCall **ret) {
         uint64_t stop = vm->definition->stop_timeout_usec;
         uint64_t timeout = (run == vm->run ? 10 : 20) * USEC_PER_SEC; /* the VMM's ends first */
@@ -523,6 +627,7 @@ int vm_start_scope(VM *vm, const Run *run, const char *description, systemd_done
                 .pid = run->helper_pid,
                 .pidfd = run->helper_pidfd,
                 .timeout_stop_usec = stop == USEC_INFINITY ? USEC_INFINITY : stop + timeout,
+                .devices = run == vm->run ? vm->start->devices : NULL,
                 .before = run == vm->run ? NULL : vm->scope,
                 .slice_made = vm->slice_left ? NULL : &vm->slice_made,
                 .append_slice = append_resources,
@@ -543,6 +648,9 @@ static int step_scope(Start *s) {
         if (!s->description)
                 return start_errno(s, -ENOMEM, "can't start");
 
+        r = list_devices(s);
+        if (r < 0)
+                return start_errno(s, r, "can't start");
         run->in_scope = true; /* or so it may be: the undo asks PID 1 */
         r = vm_start_scope(vm, run, s->description, on_scope, s, &s->call);
         if (r < 0)

@@ -59,6 +59,7 @@ Start *start_free(Start *s) {
         waiters_tell(&s->cancel_waiters, &e);
         sd_bus_error_free(&s->error);
         free(s->description);
+        strv_free(s->devices);
         free(s->opens);
         free(s);
         return NULL;

@@ -192,8 +192,10 @@ static void stop_quit(Stop *s) {
         r = FAULT_POINT("stop.quit", FAULT_FAILS | FAULT_HANGS | FAULT_VMM, vm_leader_pid(vm));
         if (r == FAULT_HANG)
                 return;
-        /* All VMMs end in good order on SIGTERM or die of it at once. */
-        if (r < 0 || !vm_is_connected(vm) || !vm->ops->quit || vm->ops->quit(vm->vmm, on_quit, vm) < 0)
+        /* Those that have an orderly end come to it by SIGTERM, too. To the others, the first of a PID namespace each, that does nothing. */
+        if (!vm->ops->quit)
+                stop_phase(s, PHASE_KILL);
+        else if (r < 0 || !vm_is_connected(vm) || vm->ops->quit(vm->vmm, on_quit, vm) < 0)
                 (void) pidfd_kill(vm->run->pidfd, SIGTERM);
 }
 

@@ -52,6 +52,8 @@ void vm_stop_asked(VM *vm);
 int vm_start_scope(VM *vm, const Run *run, const char *description, systemd_done_cb cb, void *userdata, SystemdCall **ret);
 /* Why a file of its definition could not be opened */
 void vm_describe_open(const VM *vm, int error, char *buf, size_t size);
+/* What its VMM is on the host, uid and gid */
+uint32_t vm_id(const VM *vm);
 /* What its virtiofsds are on the host, where they are one owner's */
 uint32_t vm_share_id(const VM *vm);
 int vm_connect(VM *vm);

@@ -24,6 +24,8 @@ typedef struct VSockCall {
         char name[64];
         uint32_t port;
         LaunchCall *launch;
+        HelperCall *helper;
+        sd_event *event;
         int fd;
         sd_event_source *io, *deadline;
         char answer[ANSWER_MAX];
@@ -40,6 +42,7 @@ static VSockCall *vsock_call_free(VSockCall *c) {
         if (!c)
                 return NULL;
         launch_call_free(c->launch);
+        helper_call_free(c->helper);
         sd_event_source_disable_unref(c->io);
         sd_event_source_disable_unref(c->deadline);
         safe_close(c->fd);
@@ -101,30 +104,38 @@ static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata) {
         return 0;
 }
 
-static int ask_vmm(VSockCall *c, const VM *vm) {
-        _cleanup_free_ char *path = strjoinf("%s/%s", vm->run_dir, VMM_VSOCK);
+static int ask_vmm(VSockCall *c) {
         char line[32];
         int n, r;
 
-        if (!path)
-                return -ENOMEM;
-        c->fd = unix_connect(path, SOCK_STREAM);
-        if (c->fd < 0)
-                return c->fd;
         n = snprintf(line, sizeof(line), "CONNECT %u\n", c->port);
         if (send(c->fd, line, (size_t) n, MSG_DONTWAIT | MSG_NOSIGNAL) != n)
                 return -EIO;
 
-        r = sd_event_add_time_relative(vm->manager->event, &c->deadline, CLOCK_MONOTONIC, VSOCK_TIMEOUT_USEC, 0, on_deadline, c);
+        r = sd_event_add_time_relative(c->event, &c->deadline, CLOCK_MONOTONIC, VSOCK_TIMEOUT_USEC, 0, on_deadline, c);
         if (r < 0)
                 return r;
-        return sd_event_add_io(vm->manager->event, &c->io, c->fd, EPOLLIN, on_answer, c);
+        return sd_event_add_io(c->event, &c->io, c->fd, EPOLLIN, on_answer, c);
+}
+
+static void on_connected(void *userdata, int error, int fd) {
+        VSockCall *c = userdata;
+
+        c->fd = fd;
+        if (error >= 0)
+                error = ask_vmm(c);
+        if (error < 0)
+                vsock_finish(c, error, -EBADF);
 }
 
 static int begin(VSockCall *c, VM *vm) {
+        _cleanup_free_ char *path = strjoinf("%s/exec", vm->run_dir);
+
+        if (!path)
+                return -ENOMEM;
         if (vm->ops->backend == BACKEND_QEMU)
                 return launch_vsock(vm->manager->event, vm_vsock_cid(vm), c->port, VSOCK_TIMEOUT_USEC, on_launched, c, &c->launch);
-        return ask_vmm(c, vm);
+        return helper_open_vsock(vm->manager->event, path, VSOCK_TIMEOUT_USEC, on_connected, c, &c->helper);
 }
 
 int vm_open_vsock(VM *vm, uint32_t port, vsock_cb cb, void *userdata, sd_bus_error *error) {
@@ -140,7 +151,7 @@ int vm_open_vsock(VM *vm, uint32_t port, vsock_cb cb, void *userdata, sd_bus_err
         c = new(VSockCall, 1);
         if (!c)
                 return sd_bus_error_set_errno(error, -ENOMEM);
-        *c = (VSockCall) { .cb = cb, .userdata = userdata, .port = port, .fd = -EBADF };
+        *c = (VSockCall) { .cb = cb, .userdata = userdata, .port = port, .event = vm->manager->event, .fd = -EBADF };
         (void) snprintf(c->name, sizeof(c->name), "%s", vm->rec.name);
         r = begin(c, vm);
         if (r < 0) {

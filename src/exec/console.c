@@ -100,6 +100,12 @@ static int open_stream(ConsoleClient *client) {
         return 0;
 }
 
+static void answer_vsock(int fd) {
+        _cleanup_close_ int stream = unix_connect(EXEC_VSOCK, SOCK_STREAM);
+
+        answer(fd, MIN(stream, 0), stream);
+}
+
 static void take_request(Console *c, size_t i) {
         ConsoleClient *client = c->clients + i;
         ExecRequest request;
@@ -113,7 +119,11 @@ static void take_request(Console *c, size_t i) {
                         client_remove(c, i);
                 return;
         }
-        if (n != 0)
+        if (n == sizeof(request) && request.type == EXEC_REQUEST_SOCKETS && c->sockets >= 0)
+                answer(client->fd, 0, c->sockets);
+        else if (n == sizeof(request) && request.type == EXEC_REQUEST_VSOCK && c->sockets >= 0)
+                answer_vsock(client->fd);
+        else if (n != 0)
                 answer(client->fd, -EBADMSG, -EBADF);
         client_remove(c, i);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Prints, while vmunit is built, a filter of system calls that vmunit-exec loads: what libseccomp makes of these lists.
- * make-filter vmm: for VMMs. make-filter virtiofsd: it goes into a chroot, and then loads a stricter one of its own. make-filter passt: it
- * builds a sandbox of its own, and then does the same. */
+ * make-filter vmm: for VMMs; vmm-io-uring: for the one whose disks need rings. make-filter virtiofsd: it goes into a chroot, and then loads
+ * a stricter one of its own. make-filter passt: it builds a sandbox of its own, and then does the same. */
 
 #include <errno.h>
 #include <linux/filter.h>
@@ -27,11 +27,22 @@ static const char *const denied[] = {
         "swapoff", "swapon", "syslog", "uselib", "userfaultfd", "vhangup", "vmsplice",
 };
 
-/* What else those that are no VMMs have no use for: a ring opens sockets past this filter. Cloud Hypervisor needs it for disks. */
-static const char *const denied_to_others[] = { "io_uring_enter", "io_uring_register", "io_uring_setup" };
+/* A ring opens sockets past this filter. Cloud Hypervisor needs it for disks. */
+static const char *const rings[] = { "io_uring_enter", "io_uring_register", "io_uring_setup" };
+/* What else a virtiofsd has no use for; and both not for unshare(2) and clone(2) with the flags below */
 static const char *const denied_to_virtiofsd[] = { "mount", "pivot_root", "umount", "umount2" };
-/* What else a VMM has no use for; and both not for unshare(2) and clone(2) with these flags */
-static const char *const denied_to_vmms[] = { "chroot", "mount", "pivot_root", "umount", "umount2" };
+/* What else a VMM has no use for. To the kernel it is the owner of an image that is shown to it
+ * by an idmapped mount, and so could make of it, on the host's disk, a program that others run with the owner's rights. */
+static const char *const denied_to_vmms[] = {
+        "chmod", "chown", "chroot", "fchmod", "fchmodat", "fchown", "fchownat", "fremovexattr", "fsetxattr", "lchown", "link", "linkat",
+        "lremovexattr", "lsetxattr", "mknod", "mknodat", "mount", "pivot_root", "removexattr", "setxattr", "umount", "umount2",
+};
+/* Of the same kinds, and younger than some libseccomp: fchmodat2, setxattrat, removexattrat, open_tree_attr, file_setattr. All
+ * architectures have these numbers. */
+static const int denied_numbers[] = { 452, 463, 466, 467, 469 };
+/* TIOCSTI, TIOCLINUX: what is typed at a terminal. FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, and the latter's 32-bit twin: as above. The kernel
+ * looks at 32 bits alone. */
+static const unsigned long ioctls[] = { 0x5412, 0x541c, 0x40086602, 0x40046602, 0x401c5820 };
 static const unsigned long namespaces[] = {
         CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET,
 };
@@ -47,6 +58,22 @@ static int deny_namespaces(scmp_filter_ctx f) {
                         r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1,
                                              SCMP_A0(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]));
         }
+        return r;
+}
+
+static int deny_numbers(scmp_filter_ctx f) {
+        int r = 0;
+
+        for (size_t i = 0; r >= 0 && i < N(denied_numbers); i++)
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), denied_numbers[i], 0);
+        return r;
+}
+
+static int deny_ioctls(scmp_filter_ctx f) {
+        int r = 0;
+
+        for (size_t i = 0; r >= 0 && i < N(ioctls); i++)
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffffUL, ioctls[i]));
         return r;
 }
 
@@ -93,16 +120,20 @@ static int deny_sockets(scmp_filter_ctx f, bool vmm, bool passt) {
         return r;
 }
 
-static int fill(scmp_filter_ctx f, bool vmm, bool passt) {
+static int fill(scmp_filter_ctx f, bool vmm, bool ring, bool passt) {
         int r;
 
         r = deny(f, denied, N(denied));
+        if (r >= 0 && !ring)
+                r = deny(f, rings, N(rings));
         if (r >= 0)
-                r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : deny(f, denied_to_others, N(denied_to_others));
-        if (r >= 0 && !vmm && !passt)
-                r = deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
+                r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : passt ? 0 : deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
+        if (r >= 0 && vmm)
+                r = deny_numbers(f);
         if (r >= 0 && !passt)
                 r = deny_namespaces(f);
+        if (r >= 0 && vmm)
+                r = deny_ioctls(f);
         if (r >= 0) /* libc falls back on clone, whose flags can be looked at */
                 r = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
         return r < 0 ? r : deny_sockets(f, vmm, passt);
@@ -115,7 +146,7 @@ int main(int argc, char *argv[]) {
         if (!f || argc != 2)
                 return EXIT_FAILURE;
         (void) seccomp_attr_set(f, SCMP_FLTATR_CTL_OPTIMIZE, 2);
-        r = fill(f, strcmp(argv[1], "vmm") == 0, strcmp(argv[1], "passt") == 0);
+        r = fill(f, strncmp(argv[1], "vmm", 3) == 0, strcmp(argv[1], "vmm-io-uring") == 0, strcmp(argv[1], "passt") == 0);
         if (r >= 0)
                 r = print_filter(f);
         seccomp_release(f);

@@ -4,6 +4,7 @@
  * the VMM's exit status. It lives as long as the VMM; the VMM dies with it. */
 
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
@@ -23,13 +24,16 @@
 typedef struct Vmm {
         char *program;
         char **argv;
-        int n_fds, first_fd;    /* its own, as they came */
+        const char *shown;      /* ExecShown of each of its own fds, */
+        int n_fds, first_fd;    /* as they came, */
+        int end_fd;             /* and the end of all that came */
         bool tty;
-        const Walls *walls;     /* or NULL */
         int standard_input;     /* not the console, but this; or -EBADF */
         int in, out, err;       /* its ends of the pipes, or of the terminal */
         int sync;               /* the child's end: `go` comes in, an error goes out, execve(2) closes it */
 } Vmm;
+
+static Walls walls = { .sockets = -EBADF, .tree = -EBADF, .userns = -EBADF };
 
 static void say(uint32_t type, pid_t pid, int error, const char *stage, int pidfd) {
         ExecEvent ev = { .type = type, .pid = pid, .error = error };
@@ -78,7 +82,8 @@ static char **read_argv(void) {
         return argv;
 }
 
-/* 0-2 are the pipes, 3… the VMM's own, the one after them `sync`; nothing else stays. */
+/* 0-2 are the pipes, 3… the VMM's own, but for directories, which it knows by their names alone; the one after them is `sync`; nothing else
+ * stays. */
 static int arrange_fds(Vmm *v) {
         int end = 3 + v->n_fds, sync;
 
@@ -86,7 +91,9 @@ static int arrange_fds(Vmm *v) {
         if (sync < 0 || dup2(v->in, 0) < 0 || dup2(v->out, 1) < 0 || dup2(v->err, 2) < 0)
                 return -errno;
         for (int i = 0; i < v->n_fds; i++)
-                if (dup2(v->first_fd + i, 3 + i) < 0)
+                if (v->shown[i] == EXEC_SHOWN_DIRECTORY)
+                        safe_close(3 + i);
+                else if (dup2(v->first_fd + i, 3 + i) < 0)
                         return -errno;
         if (dup3(sync, end, O_CLOEXEC) < 0)
                 return -errno;
@@ -102,11 +109,12 @@ static bool may_go(int sync) {
 }
 
 static _Noreturn void run_vmm(Vmm *v) {
-        struct { int32_t error; char stage[16]; } bad = { .stage = "walls" };
+        struct { int32_t error; char stage[28]; } bad = {};
+        const char *what;
 
-        bad.error = v->walls ? walls_enter(v->walls) : walls_filter_vmm();
+        bad.error = walls_enter(&walls, &what);
         if (bad.error == 0) {
-                strcpy(bad.stage, "fds");
+                what = "fds";
                 bad.error = arrange_fds(v);
         }
         if (bad.error == 0) {
@@ -120,8 +128,9 @@ static _Noreturn void run_vmm(Vmm *v) {
 
                 execv(v->program, v->argv);
                 bad.error = -errno;
-                strcpy(bad.stage, "execve");
+                what = "execve";
         }
+        (void) snprintf(bad.stage, sizeof(bad.stage), "%s", what);
         (void) send(v->sync, &bad, sizeof(bad), MSG_NOSIGNAL);
         _exit(127);
 }
@@ -155,6 +164,15 @@ static int make_tty(Console *c, Vmm *v) {
         return v->out < 0 || c->in < 0 ? -errno : 0;
 }
 
+/* Standard error has a name for a VMM that wants one. */
+static int make_stderr(Console *c, Vmm *v) {
+        if (walls.is_share || walls.network)
+                return make_pipe(&c->err, &v->err, 0);
+        c->err = open(EXEC_STDERR, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+        v->err = c->err < 0 ? -EBADF : open(EXEC_STDERR, O_WRONLY | O_CLOEXEC);
+        return v->err < 0 ? -errno : 0;
+}
+
 static int make_pipes(Console *c, Vmm *v) {
         int r;
 
@@ -166,10 +184,7 @@ static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
         int sync[2], r;
         pid_t pid;
 
-        r = v->tty ? make_tty(c, v) : make_pipes(c, v);
-        if (r < 0)
-                fail(r, v->tty ? "terminal" : "pipe");
-        r = make_pipe(&c->err, &v->err, 0);
+        r = make_stderr(c, v);
         if (r < 0)
                 fail(r, "pipe");
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sync) < 0)
@@ -180,9 +195,9 @@ static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
                 v->in = v->standard_input;
         }
         v->sync = sync[1];
-        pid = v->walls ? walls_fork() : fork();
+        pid = walls_fork();
         if (pid < 0)
-                fail(-errno, "fork");
+                fail(-errno, "a PID namespace");
         if (pid == 0)
                 run_vmm(v);
 
@@ -190,14 +205,14 @@ static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
         if (*ret_pidfd < 0)
                 fail(*ret_pidfd, "pidfd_open");
         close_many((int[]) { v->in, v->out, v->err, v->sync, EXEC_FD_ARGV }, 5);
-        for (int fd = EXEC_FD_VMM; fd < v->first_fd + v->n_fds; fd++)
+        for (int fd = EXEC_FD_VMM; fd < v->end_fd; fd++)
                 safe_close(fd);
         *ret_sync = sync[0];
         return pid;
 }
 
 static void execute(pid_t pid, int sync) {
-        struct { int32_t error; char stage[16]; } bad;
+        struct { int32_t error; char stage[28]; } bad;
         ssize_t n;
 
         if (send(sync, "g", 1, MSG_NOSIGNAL) < 0)
@@ -214,6 +229,15 @@ static void execute(pid_t pid, int sync) {
         safe_close(EXEC_FD_CONTROL);
 }
 
+/* From here on nothing here is worth a right. It has the child's uid, or the kernel would not kill that when this process ends; the child,
+ * whose PID namespace it is not in, does not reach here. */
+static int drop_rights(void) {
+        if (setgroups(0, NULL) < 0 || setresgid(walls.id, walls.id, walls.id) < 0 || setresuid(walls.id, walls.id, walls.id) < 0 ||
+            prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+                return -errno;
+        return cap_set(0);
+}
+
 static void write_exit(pid_t pid) {
         ExitRecord record = { .magic = EXIT_RECORD_MAGIC };
 
@@ -223,41 +247,56 @@ static void write_exit(pid_t pid) {
         (void) loop_write(EXEC_FD_EXIT, &record, sizeof(record));
 }
 
-/* A virtiofsd's fds begin with its share and the user namespace that it is root of. */
-static Walls share_walls = {
-        .tree = EXEC_FD_VMM,
-        .target = EXEC_SHARE,
-        .userns = EXEC_FD_VMM + 1,
-};
+static size_t count_shown(const char *shown) {
+        size_t n = 0;
+
+        for (; *shown; shown++)
+                n += *shown != EXEC_SHOWN_NOT;
+        return n;
+}
+
+/* A virtiofsd's fds begin with its share and the user namespace that it is root of; after a VMM's come those that are shown to it. */
+static void find_fds(Vmm *v, bool share) {
+        v->first_fd = EXEC_FD_VMM + (share || walls.network ? 2 : 0);
+        walls.first_shown = v->first_fd + v->n_fds;
+        v->end_fd = walls.first_shown + (int) count_shown(v->shown);
+        walls.is_share = share;
+        if (share) {
+                walls.tree = EXEC_FD_VMM;
+                walls.target = EXEC_SHARE;
+                walls.userns = EXEC_FD_VMM + 1;
+        }
+}
 
 /* Those of a passt with its /etc/resolv.conf and its standard input */
 static WallsNetwork network_walls = { .resolv_conf = EXEC_FD_VMM };
 
-static void read_network(Vmm *v, Walls *w, char *const *args) {
-        network_walls.id = (uid_t) strtoul(args[0], NULL, 10);
-        network_walls.low_ports = strcmp(args[1], "low-ports") == 0;
-        network_walls.resolver = (uint32_t) strtoul(args[2], NULL, 10);
-        w->network = &network_walls;
+static void read_network(Vmm *v, char *const *args) {
+        network_walls.low_ports = strcmp(args[0], "low-ports") == 0;
+        network_walls.resolver = (uint32_t) strtoul(args[1], NULL, 10);
+        walls.network = &network_walls;
         v->standard_input = EXEC_FD_VMM + 1;
 }
 
 int main(int argc, char *argv[]) {
         static Console c;
+        const char *what;
         int sync, pidfd, r;
         pid_t pid;
         Vmm v;
 
-        if (argc != 5 && argc != 8)
+        if (argc != 7 && argc != 8)
                 return EXIT_FAILURE;
-        v = (Vmm) { .program = argv[1], .n_fds = atoi(argv[3]), .first_fd = EXEC_FD_VMM, .argv = read_argv(), .standard_input = -EBADF };
+        v = (Vmm) { .program = argv[1], .shown = argv[3], .n_fds = (int) strlen(argv[3]), .argv = read_argv(), .standard_input = -EBADF };
         v.tty = strcmp(argv[4], "tty") == 0;
-        if (strcmp(argv[4], "share") == 0 || argc == 8) {
-                share_walls.program = v.program;
-                if (argc == 8)
-                        read_network(&v, &share_walls, argv + 5);
-                v.walls = &share_walls;
-                v.first_fd += 2;
-        }
+        walls.program = v.program;
+        walls.shown = v.shown;
+        walls.id = (uint32_t) strtoul(argv[5], NULL, 10);
+        if (argc == 8)
+                read_network(&v, argv + 6);
+        else
+                walls.rights = (uint32_t) strtoul(argv[6], NULL, 10);
+        find_fds(&v, strcmp(argv[4], "share") == 0);
         if (!v.argv)
                 fail(-EINVAL, "argv");
 
@@ -268,18 +307,21 @@ int main(int argc, char *argv[]) {
         ring_init(&c.log, EXEC_FD_CONSOLE_LOG, strtoull(argv[2], NULL, 10));
         ring_init(&c.last_output, EXEC_FD_LAST_OUTPUT, LAST_OUTPUT_MAX);
 
-        r = v.walls ? walls_build(v.walls) : 0; /* while PID 1 makes the scope */
+        r = v.tty ? make_tty(&c, &v) : make_pipes(&c, &v); /* of the host's terminals */
         if (r < 0)
-                fail(r, "walls");
+                fail(r, v.tty ? "terminal" : "pipe");
+        r = walls_build(&walls, &what); /* while PID 1 makes the scope */
+        if (r < 0)
+                fail(r, what);
+        c.sockets = walls.sockets;
         wait_for(EXEC_FORK);
         pid = fork_vmm(&v, &c, &sync, &pidfd);
         say(EXEC_FORKED, pid, 0, "", pidfd);
         wait_for(EXEC_GO);
 
-        /* From here on nothing here is worth a right, and the VMM, of the same uid, must not reach in. */
-        r = cap_set(0);
-        if (r < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
-                fail(r < 0 ? r : -errno, "drop rights");
+        r = drop_rights();
+        if (r < 0)
+                fail(r, "drop rights");
 
         execute(pid, sync);
         console_run(&c, pidfd);

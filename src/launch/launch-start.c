@@ -12,56 +12,51 @@
 #include "basic/process-util.h"
 #include "basic/program-util.h"
 #include "launch/launch-share.h"
+#include "launch/launch-show.h"
 #include "launch/launch.h"
 
-#define VMM_FDS_MAX (SCM_FDS_MAX - _HELPER_FD_MAX)
+_Static_assert(VMM_FDS_MAX + _HELPER_FD_MAX == SCM_FDS_MAX, "one message");
 #define ARGUMENTS_MAX 1024U
 #define CONSOLE_LOG_SIZE_MIN 4096U
 #define CONSOLE_LOG_SIZE_MAX (UINT64_C(1) << 30)
 
-/* A VMM that is root's: it opens its kernel by /proc/self/fd, also where the file is not root's. */
-#define VMM_RIGHTS CAP_BIT(CAP_DAC_READ_SEARCH)
-
-/* To build the walls of a virtiofsd, which keeps none of them outside of its user namespace, or of a passt, which keeps none */
+/* To build the walls, none of which the program behind them keeps on the host; of a VMM also to take all out of its bounding set */
 #define WALLS_RIGHTS (CAP_BIT(CAP_SYS_ADMIN) | CAP_BIT(CAP_SETUID) | CAP_BIT(CAP_SETGID) | CAP_BIT(CAP_MKNOD))
+#define VMM_RIGHTS (WALLS_RIGHTS | CAP_BIT(CAP_SETPCAP))
+
+/* As it was when it was opened: the server of a FUSE, which may never answer, is not asked. */
+static mode_t type_of(int fd) {
+        int flags = fcntl(fd, F_GETFL);
+        struct statx st;
+
+        if (flags < 0 || (flags & O_PATH) || statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) < 0)
+                return 0;
+        return st.stx_mode & S_IFMT;
+}
 
 /* What a VMM may be given: files, disks, the listening socket of its API, the FIFO where it tells of itself, and connections to its
  * virtiofsds. */
-static bool is_vmm_fd(int fd) {
-        struct stat st;
-        int flags = fcntl(fd, F_GETFL);
+static bool is_vmm_fd(int fd, char shown) {
+        mode_t type = type_of(fd);
 
-        if (flags < 0 || (flags & O_PATH) || fstat(fd, &st) < 0)
-                return false;
-        return S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISFIFO(st.st_mode) || fd_is_unix_socket(fd, SOCK_STREAM, true) ||
+        if (shown == EXEC_SHOWN_DIRECTORY)
+                return type == S_IFDIR;
+        return type == S_IFREG || type == S_IFBLK || type == S_IFIFO || fd_is_unix_socket(fd, SOCK_STREAM, true) ||
                 fd_is_unix_socket(fd, SOCK_STREAM, false);
 }
 
 /* What a passt is given: the lines of its /etc/resolv.conf, where it says that it is ready, and its guest's end */
 static bool are_network_fds(const int *fds, size_t n) {
-        struct stat st;
-        int flags;
-
-        if (n != 3 || fstat(fds[0], &st) < 0 || !S_ISREG(st.st_mode) || fstat(fds[1], &st) < 0 || !S_ISFIFO(st.st_mode))
-                return false;
-        flags = fcntl(fds[0], F_GETFL);
-        return flags >= 0 && !(flags & O_PATH) && (flags & O_ACCMODE) != O_WRONLY && fd_is_unix_socket(fds[2], SOCK_STREAM, false);
+        return n == 3 && type_of(fds[0]) == S_IFREG && (fcntl(fds[0], F_GETFL) & O_ACCMODE) != O_WRONLY && type_of(fds[1]) == S_IFIFO &&
+                fd_is_unix_socket(fds[2], SOCK_STREAM, false);
 }
 
-/* Opened as its owner: O_PATH proves no right to what is in it. */
-static bool is_directory(int fd) {
-        struct stat st;
-        int flags = fcntl(fd, F_GETFL);
-
-        return flags >= 0 && !(flags & O_PATH) && fstat(fd, &st) >= 0 && S_ISDIR(st.st_mode);
-}
-
-/* A virtiofsd's: its share, then the socket on which it waits for a VMM */
+/* A virtiofsd's: its share, opened as its owner, for O_PATH proves no right to what is in it, then the socket on which it waits for a VMM */
 static bool is_share_fd(int fd, size_t i) {
-        return i == 0 ? is_directory(fd) : fd_is_unix_socket(fd, SOCK_STREAM, true);
+        return i == 0 ? type_of(fd) == S_IFDIR : fd_is_unix_socket(fd, SOCK_STREAM, true);
 }
 
-static bool fds_valid(const Request *r, size_t n_vmm, StartKind kind) {
+static bool fds_valid(const Request *r, size_t n_vmm, StartKind kind, const char *shown) {
         bool share = kind == START_SHARE;
 
         if (n_vmm > VMM_FDS_MAX || r->n_fds != _HELPER_FD_MAX + n_vmm)
@@ -75,7 +70,7 @@ static bool fds_valid(const Request *r, size_t n_vmm, StartKind kind) {
         if (kind == START_NETWORK)
                 return are_network_fds(r->fds + _HELPER_FD_MAX, n_vmm);
         for (size_t i = 0; i < n_vmm; i++)
-                if (share ? !is_share_fd(r->fds[_HELPER_FD_MAX + i], i) : !is_vmm_fd(r->fds[_HELPER_FD_MAX + i]))
+                if (share ? !is_share_fd(r->fds[_HELPER_FD_MAX + i], i) : !is_vmm_fd(r->fds[_HELPER_FD_MAX + i], shown[i]))
                         return false;
         return !share || n_vmm > 0;
 }
@@ -96,6 +91,20 @@ static bool share_valid(const ShareRequest *s) {
 
 static bool network_valid(const NetworkRequest *n) {
         return id_valid(n->id) && n->low_ports <= 1 && n->reserved == 0 && (n->resolver == 0 || ntohl(n->resolver) >> 24 == 127);
+}
+
+/* How each fd of a VMM is shown, and nothing behind them; others' are not. */
+static bool vmm_valid(const VMMRequest *v, size_t n_fds, bool vmm) {
+        static const char letters[] = { EXEC_SHOWN_NOT, EXEC_SHOWN_COPY, EXEC_SHOWN_READ, EXEC_SHOWN_WRITE, EXEC_SHOWN_DIRECTORY };
+
+        if (n_fds > VMM_FDS_MAX || (v->rights & ~(uint32_t) _EXEC_RIGHTS_ALL) || v->reserved[0] || v->reserved[1] || v->reserved[2])
+                return false;
+        for (size_t i = 0; i < VMM_FDS_MAX; i++)
+                if (!vmm || i >= n_fds ? v->shown[i] != 0 : !memchr(letters, v->shown[i], sizeof(letters)))
+                        return false;
+        if (!vmm)
+                return v->id == 0 && v->rights == 0;
+        return id_valid(v->id) && (v->id - VM_IDS_BASE) % 2 == 0;
 }
 
 static bool argv_valid(const char *argv, size_t size) {
@@ -123,7 +132,8 @@ static int validate(const Request *r) {
             (share ? !share_valid(&q->share) : memcmp(&q->share, &no_share, sizeof(no_share)) != 0) ||
             (network ? !network_valid(&q->network) : memcmp(&q->network, &no_network, sizeof(no_network)) != 0))
                 return -EINVAL;
-        return argv_valid(q->argv, q->argv_size) && fds_valid(r, q->n_fds, q->kind) ? 0 : -EINVAL;
+        return argv_valid(q->argv, q->argv_size) && vmm_valid(&q->vmm, q->n_fds, !share && !network) &&
+                fds_valid(r, q->n_fds, q->kind, q->vmm.shown) ? 0 : -EINVAL;
 }
 
 static uint64_t helper_rights(const StartRequest *q) {
@@ -142,18 +152,27 @@ static size_t n_of_helper(const StartRequest *q) {
         return q->kind == START_SHARE ? 1 : q->kind == START_NETWORK ? 2 : 0;
 }
 
+/* Whose uid a program has on the host */
+static uint32_t id_of(const StartRequest *q) {
+        return q->kind == START_SHARE ? q->share.base : q->kind == START_NETWORK ? q->network.id : q->vmm.id;
+}
+
 static _Noreturn void run_helper(const char *exec_path, const char *program, const StartRequest *q, const int *fds, size_t n) {
         static const char *const kinds[] = { [START_PIPES] = "pipes", [START_TTY] = "tty", [START_SHARE] = "share",
                                              [START_NETWORK] = "network" };
-        char log_max[24], n_fds[12], id[12], resolver[12];
-        char *argv[] = { (char *) "vmunit-exec", (char *) program, log_max, n_fds, (char *) kinds[q->kind],
-                         q->kind == START_NETWORK ? id : NULL, (char *) (q->network.low_ports ? "low-ports" : "-"), resolver, NULL };
+        char log_max[24], shown[VMM_FDS_MAX + 1] = {}, id[12], rights[12], resolver[12];
+        char *argv[] = { (char *) "vmunit-exec", (char *) program, log_max, shown, (char *) kinds[q->kind], id,
+                         q->kind != START_NETWORK ? rights : (char *) (q->network.low_ports ? "low-ports" : "-"),
+                         q->kind == START_NETWORK ? resolver : NULL, NULL };
         char *env[] = { (char *) "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", NULL };
         int null, r;
 
         (void) snprintf(log_max, sizeof(log_max), "%" PRIu64, q->console_log_max);
-        (void) snprintf(n_fds, sizeof(n_fds), "%" PRIu32, q->n_fds - (uint32_t) n_of_helper(q));
-        (void) snprintf(id, sizeof(id), "%" PRIu32, q->network.id);
+        memcpy(shown, q->vmm.shown, VMM_FDS_MAX);
+        if (n_of_helper(q) > 0)
+                memset(shown, EXEC_SHOWN_NOT, q->n_fds - n_of_helper(q));
+        (void) snprintf(id, sizeof(id), "%" PRIu32, id_of(q));
+        (void) snprintf(rights, sizeof(rights), "%" PRIu32, q->vmm.rights);
         (void) snprintf(resolver, sizeof(resolver), "%" PRIu32, q->network.resolver);
 
         reset_process();
@@ -174,44 +193,81 @@ static _Noreturn void run_helper(const char *exec_path, const char *program, con
         _exit(EXIT_FAILURE);
 }
 
-static int start_helper(const Request *r, const Config *config, const char *exec_path, pid_t *ret_pid) {
+/* In the order of EXEC_FD_*; made: those of them that are not the request's */
+typedef struct HelperFds {
+        int fds[2 * SCM_FDS_MAX], made[SCM_FDS_MAX + 3];
+        size_t n, n_made;
+} HelperFds;
+
+static void helper_fds_done(HelperFds *h) {
+        close_many(h->made, h->n_made);
+}
+
+static void add_made(HelperFds *h, int fd) {
+        h->fds[h->n++] = h->made[h->n_made++] = fd;
+}
+
+static int add_share(HelperFds *h, const StartRequest *q, int dir_fd) {
+        int tree, userns, r;
+
+        r = share_open(dir_fd, &q->share, &tree, &userns);
+        if (r < 0)
+                return r;
+        add_made(h, tree);
+        add_made(h, userns);
+        return 0;
+}
+
+static int add_shown(HelperFds *h, const Request *r, uint32_t *ret_which) {
         const StartRequest *q = (const StartRequest *) r->header;
-        _cleanup_close_ int argv_fd = -EBADF, tree = -EBADF, userns = -EBADF;
-        int fds[SCM_FDS_MAX + 2], k;
-        size_t n = 0, first = _HELPER_FD_MAX;
+        int shown[VMM_FDS_MAX], k;
+        size_t n;
+
+        k = show_open(&q->vmm, r->fds + _HELPER_FD_MAX, q->n_fds, shown, &n, ret_which);
+        for (size_t i = 0; k >= 0 && i < n; i++)
+                add_made(h, shown[i]);
+        return k;
+}
+
+static int gather_fds(HelperFds *h, const Request *r, uint32_t *ret_which) {
+        const StartRequest *q = (const StartRequest *) r->header;
+        size_t first = _HELPER_FD_MAX;
+        int fd, k = 0;
+
+        memcpy(h->fds, r->fds, _HELPER_FD_MAX * sizeof(int));
+        h->n = _HELPER_FD_MAX;
+        fd = memfd_new("argv", q->argv, q->argv_size);
+        if (fd < 0)
+                return fd;
+        add_made(h, fd);
+        if (q->kind == START_SHARE)
+                k = add_share(h, q, r->fds[first++]);
+        for (; k >= 0 && first < r->n_fds; first++)
+                h->fds[h->n++] = r->fds[first];
+        return k >= 0 && n_of_helper(q) == 0 ? add_shown(h, r, ret_which) : k;
+}
+
+static int start_helper(const Request *r, const Config *config, const char *exec_path, pid_t *ret_pid, uint32_t *ret_which) {
+        const StartRequest *q = (const StartRequest *) r->header;
+        _cleanup_(helper_fds_done) HelperFds h = {};
         char program[PATH_MAX];
         struct stat st;
         pid_t pid;
+        int k;
 
         k = validate(r);
+        if (k >= 0)
+                k = program_find(config, q->program, program, &st);
+        if (k >= 0)
+                k = gather_fds(&h, r, ret_which);
         if (k < 0)
                 return k;
-        k = program_find(config, q->program, program, &st);
-        if (k < 0)
-                return k;
-        argv_fd = memfd_new("argv", q->argv, q->argv_size);
-        if (argv_fd < 0)
-                return argv_fd;
-
-        /* In the order of EXEC_FD_* */
-        for (; n < _HELPER_FD_MAX; n++)
-                fds[n] = r->fds[n];
-        fds[n++] = argv_fd;
-        if (q->kind == START_SHARE) {
-                k = share_open(r->fds[first++], &q->share, &tree, &userns);
-                if (k < 0)
-                        return k;
-                fds[n++] = tree;
-                fds[n++] = userns;
-        }
-        for (; first < r->n_fds; first++)
-                fds[n++] = r->fds[first];
 
         pid = fork();
         if (pid < 0)
                 return -errno;
         if (pid == 0)
-                run_helper(exec_path, program, q, fds, n);
+                run_helper(exec_path, program, q, h.fds, h.n);
         *ret_pid = pid;
         return pidfd_open_pid(pid);
 }
@@ -222,7 +278,7 @@ pid_t start_run(int sock, const Request *r, const Config *config, const char *ex
         pid_t pid = 0;
         int k;
 
-        pidfd = start_helper(r, config, exec_path, &pid);
+        pidfd = start_helper(r, config, exec_path, &pid, &reply.fd);
         reply.error = MIN(pidfd, 0);
         reply.pid = pidfd < 0 ? 0 : pid;
         k = send_with_fds(sock, &reply, sizeof(reply), &pidfd, pidfd >= 0);

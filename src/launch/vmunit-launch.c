@@ -98,25 +98,30 @@ static void connection_hangup(Launcher *l, Connection *c) {
         (void) connection_reap(l, c);
 }
 
-static void run_worker(Launcher *l, Connection *c, const Request *r, pid_t parent) {
+static void run_worker(Launcher *l, Connection *c, Request *r, pid_t parent) {
+        int fds[2] = { c->fd, r->n_fds > 0 ? r->fds[0] : -EBADF };
+
         (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
         if (getppid() != parent)
                 return;
         reset_signals();
 
         /* Whoever waits for the end of another connection must not wait for this. */
-        if (place_fds(&c->fd, 1) < 0)
+        if (place_fds(fds, r->n_fds > 0 ? 2 : 1) < 0)
                 return;
+        r->fds = (const int[]) { 4 };
         if (c->type == LAUNCH_OPEN) {
                 (void) alarm(OPEN_SEC);
                 open_run(3, r);
         } else if (c->type == LAUNCH_PROBE)
                 probe_run(3, r, l->config);
-        else
+        else if (c->type == LAUNCH_VSOCK)
                 vsock_run(3, r);
+        else
+                loop_run(3, r);
 }
 
-static int fork_worker(Launcher *l, Connection *c, const Request *r) {
+static int fork_worker(Launcher *l, Connection *c, Request *r) {
         pid_t self = getpid(), pid;
 
         pid = fork();
@@ -172,6 +177,7 @@ static int dispatch(Launcher *l, Connection *c, Request *r) {
         case LAUNCH_OPEN:
         case LAUNCH_PROBE:
         case LAUNCH_VSOCK:
+        case LAUNCH_LOOP:
                 return fork_worker(l, c, r);
         case LAUNCH_START:
                 pid = start_run(c->fd, r, l->config, l->exec_path);

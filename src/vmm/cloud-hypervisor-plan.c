@@ -61,15 +61,15 @@ static json_object *append_object(json_object *array) {
         return json_append(array, v) ? v : NULL;
 }
 
-/* The members whose value is a file. It is opened again at each reset, by what the VMM keeps open. */
-static int put_file(LaunchPlan *plan, json_object *o, const char *key, const char *path, bool writable, const char *where) {
+/* The members whose value is a file, which is opened again at each reset */
+static int put_file(LaunchPlan *plan, json_object *o, const char *key, const char *path, ExecShown how, const char *where) {
         _cleanup_free_ char *name = NULL;
         int fd;
 
-        fd = launch_plan_add_file(plan, path, writable, "%s", where);
+        fd = launch_plan_add_file(plan, path, how == EXEC_SHOWN_WRITE, "%s", where);
         if (fd < 0)
                 return fd;
-        name = strjoinf("/proc/self/fd/%d", fd);
+        name = launch_plan_show(plan, fd, how);
         return name && json_put_string(o, key, name) ? 0 : -ENOMEM;
 }
 
@@ -80,11 +80,11 @@ static int put_payload(LaunchPlan *plan, json_object *config, const Definition *
         if (!o)
                 return -ENOMEM;
         if (!d->kernel)
-                return put_file(plan, o, "firmware", d->firmware, false, "boot.firmware");
+                return put_file(plan, o, "firmware", d->firmware, EXEC_SHOWN_COPY, "boot.firmware");
 
-        r = put_file(plan, o, "kernel", d->kernel, false, "boot.kernel");
+        r = put_file(plan, o, "kernel", d->kernel, EXEC_SHOWN_COPY, "boot.kernel");
         if (r >= 0 && d->initramfs)
-                r = put_file(plan, o, "initramfs", d->initramfs, false, "boot.initramfs");
+                r = put_file(plan, o, "initramfs", d->initramfs, EXEC_SHOWN_COPY, "boot.initramfs");
         if (r >= 0 && !isempty(d->cmdline) && !json_put_string(o, "cmdline", d->cmdline))
                 r = -ENOMEM;
         return r;
@@ -102,7 +102,7 @@ static int put_disk(LaunchPlan *plan, json_object *disks, const Disk *disk, size
             !json_put_string(o, "image_type", disk->format == DISK_QCOW2 ? "Qcow2" : "Raw") ||
             !json_put_bool(o, "backing_files", false))
                 return -ENOMEM;
-        return put_file(plan, o, "path", disk->path, !disk->readonly, where);
+        return put_file(plan, o, "path", disk->path, disk->readonly ? EXEC_SHOWN_READ : EXEC_SHOWN_WRITE, where);
 }
 
 static int put_disks(LaunchPlan *plan, json_object *config, const Definition *d) {
@@ -117,32 +117,38 @@ static int put_disks(LaunchPlan *plan, json_object *config, const Definition *d)
 }
 
 /* It connects by itself, at each start of its guest. */
-static int put_filesystem(json_object *array, const LaunchParams *p, size_t i) {
+static int put_filesystem(json_object *array, const LaunchParams *p, const char *dir, size_t i) {
         const char *tag = p->definition->filesystems[i].tag;
-        _cleanup_free_ char *id = strjoinf("share%zu", i), *path = strjoinf("%s/" VMM_SHARE, p->run_dir, tag);
+        _cleanup_free_ char *id = strjoinf("share%zu", i), *path = strjoinf("%s/%s", dir, tag);
         json_object *o = append_object(array);
 
         return id && path && o && json_put_string(o, "id", id) && json_put_string(o, "tag", tag) && json_put_string(o, "socket", path) ?
                 0 : -ENOMEM;
 }
 
-static int put_filesystems(json_object *config, const LaunchParams *p) {
+static int put_filesystems(LaunchPlan *plan, json_object *config, const LaunchParams *p) {
         json_object *array = json_object_new_array();
-        int r = 0;
+        _cleanup_free_ char *dir = NULL;
+        int r;
 
         if (!json_put(config, "fs", array))
                 return -ENOMEM;
+        r = launch_plan_add_fd(plan, LAUNCH_FD_SHARES);
+        if (r < 0)
+                return r;
+        dir = launch_plan_show(plan, r, EXEC_SHOWN_DIRECTORY);
+        if (!dir)
+                return -ENOMEM;
         for (size_t i = 0; r >= 0 && i < p->definition->n_filesystems; i++)
-                r = put_filesystem(array, p, i);
+                r = put_filesystem(array, p, dir, i);
         return r;
 }
 
 /* Its own kind of vsock: a UNIX socket that it makes, and makes anew at each reset. */
 static int put_vsock(json_object *config, const LaunchParams *p) {
-        _cleanup_free_ char *path = strjoinf("%s/" VMM_VSOCK, p->run_dir);
         json_object *o = put_object(config, "vsock");
 
-        return path && o && json_put_int(o, "cid", p->cid) && json_put_string(o, "socket", path) ? 0 : -ENOMEM;
+        return o && json_put_int(o, "cid", p->cid) && json_put_string(o, "socket", EXEC_VSOCK) ? 0 : -ENOMEM;
 }
 
 /* Keys that a version does not know are passed over by it, but the old and the new name of one together are an error: "uuid" is
@@ -179,7 +185,7 @@ static int put_config(LaunchPlan *plan, const LaunchParams *p) {
         if (r >= 0 && p->definition->n_disks > 0)
                 r = put_disks(plan, config, p->definition);
         if (r >= 0 && p->definition->n_filesystems > 0)
-                r = put_filesystems(config, p);
+                r = put_filesystems(plan, config, p);
         if (r >= 0 && p->definition->vsock)
                 r = put_vsock(config, p);
         if (r < 0)
@@ -216,6 +222,7 @@ int cloud_hypervisor_plan(const LaunchParams *p, LaunchPlan **ret) {
         if (!plan)
                 return -ENOMEM;
         plan->tty = true;
+        plan->rights = EXEC_KVM | EXEC_SOCKETS | EXEC_IO_URING;
         r = put_arguments(plan);
         if (r >= 0)
                 r = put_config(plan, p);

@@ -61,13 +61,9 @@ int firecracker_check_kernel(const Definition *d, const char *version, const Fil
                           "scripts/extract-vmlinux of the Linux sources makes one of the other", d->kernel);
 }
 
-/* What Firecracker opens by a name, having no notion of fds */
-static char *fd_path(int fd) {
-        return strjoinf("/proc/self/fd/%d", fd);
-}
-
-static bool put_fd(json_object *o, const char *key, int fd) {
-        _cleanup_free_ char *path = fd_path(fd);
+/* It opens all by names, having no notion of fds. */
+static bool put_fd(Context *c, json_object *o, const char *key, int fd, ExecShown how) {
+        _cleanup_free_ char *path = launch_plan_show(c->plan, fd, how);
 
         return path && json_put_string(o, key, path);
 }
@@ -97,7 +93,7 @@ static int put_boot(Context *c, json_object *config) {
         if (fd < 0)
                 return fd;
         if (!put_object(config, "boot-source", &o) ||
-            !put_fd(o, "kernel_image_path", fd) ||
+            !put_fd(c, o, "kernel_image_path", fd, EXEC_SHOWN_COPY) ||
             !json_put_string(o, "boot_args", d->cmdline ?: CMDLINE_DEFAULT))
                 return -ENOMEM;
         if (!d->initramfs)
@@ -105,7 +101,7 @@ static int put_boot(Context *c, json_object *config) {
         fd = launch_plan_add_file(c->plan, d->initramfs, false, "boot.initramfs");
         if (fd < 0)
                 return fd;
-        return put_fd(o, "initrd_path", fd) ? 0 : -ENOMEM;
+        return put_fd(c, o, "initrd_path", fd, EXEC_SHOWN_COPY) ? 0 : -ENOMEM;
 }
 
 static int append_disk(Context *c, json_object *list, size_t i) {
@@ -120,7 +116,7 @@ static int append_disk(Context *c, json_object *list, size_t i) {
                 return fd;
         c->plan->fds[fd - VMM_FD_FIRST].lock = true;
         if (!json_put_string(o, "drive_id", disk->name) ||
-            !put_fd(o, "path_on_host", fd) ||
+            !put_fd(c, o, "path_on_host", fd, disk->readonly ? EXEC_SHOWN_READ : EXEC_SHOWN_WRITE) ||
             !json_put_bool(o, "is_root_device", false) || /* else it would add to the command line */
             !json_put_bool(o, "is_read_only", disk->readonly) ||
             !json_put_string(o, "cache_type", "Writeback")) /* a flush of the guest's reaches the disk */
@@ -141,14 +137,13 @@ static int put_disks(Context *c, json_object *config) {
 
 /* It makes the socket there by itself. */
 static int put_vsock(Context *c, json_object *config) {
-        _cleanup_free_ char *path = strjoinf("%s/%s", c->params->run_dir, VMM_VSOCK);
         json_object *o;
 
         if (!c->definition->vsock)
                 return 0;
-        if (!path || !put_object(config, "vsock", &o) ||
+        if (!put_object(config, "vsock", &o) ||
             !json_put_int(o, "guest_cid", c->params->cid) ||
-            !json_put_string(o, "uds_path", path))
+            !json_put_string(o, "uds_path", EXEC_VSOCK))
                 return -ENOMEM;
         return 0;
 }
@@ -176,15 +171,16 @@ static int make_config(Context *c) {
 }
 
 static int make_argv(Context *c) {
-        _cleanup_free_ char *config = fd_path(c->config), *events = fd_path(c->events);
-        _cleanup_free_ char *api = strjoinf("%s/%s", c->params->run_dir, firecracker_ops.socket);
+        _cleanup_free_ char *config = launch_plan_show(c->plan, c->config, EXEC_SHOWN_COPY);
+        _cleanup_free_ char *events = launch_plan_show(c->plan, c->events, EXEC_SHOWN_WRITE);
+        _cleanup_free_ char *api = strjoinf(EXEC_SOCKETS_DIR "/%s", firecracker_ops.socket);
         const char *words[] = {
                 "firecracker",
                 "--id", c->params->id,
                 "--api-sock", api,
                 "--config-file", config,
                 "--metrics-path", events,
-                "--log-path", "/proc/self/fd/2", /* else it were written among the guest's words */
+                "--log-path", EXEC_STDERR, /* else it were written among the guest's words */
                 "--level", "Error",
         };
         int r = 0;
@@ -206,6 +202,7 @@ int firecracker_plan(const LaunchParams *p, LaunchPlan **ret) {
         if (!plan)
                 return -ENOMEM;
 
+        plan->rights = EXEC_KVM | EXEC_SOCKETS;
         c = (Context) { .params = p, .definition = p->definition, .plan = plan };
         r = c.events = launch_plan_add_fd(plan, LAUNCH_FD_EVENTS);
         if (r >= 0)

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "basic/fd-util.h"
 #include "basic/string-util.h"
+#include "core/helper.h"
 #include "vmm/firecracker-plan.h"
 #include "vmm/http-vmm.h"
 #include "vmm/vmm-object.h"
@@ -20,8 +23,10 @@ typedef struct Firecracker {
         sd_event *event;
         sd_event_source *wait;
         uint64_t began_usec;
-        char *socket;
-        Http *http;
+        char *dir, *socket;
+        HelperCall *sockets;    /* asks for the directory, */
+        int sockets_fd;         /* which is this then */
+        Http *http;             /* NULL: not yet */
         VMMStream *stream;      /* NULL: it has none */
         VMMCall *boot;          /* one of the calls, until the guest runs */
 
@@ -310,11 +315,50 @@ static void firecracker_free(VMM *v) {
         f->wait = sd_event_source_disable_unref(f->wait);
         f->stream = vmm_stream_free(f->stream);
         f->http = http_free(f->http);
+        f->sockets = helper_call_free(f->sockets);
         vmm_calls_fail(v, -ECANCELED);
         sd_event_unref(f->event);
+        f->sockets_fd = safe_close(f->sockets_fd);
+        free(f->dir);
         free(f->socket);
         free(f->counters);
         vmm_unref(v);
+}
+
+static int use_sockets(Firecracker *f, const char *dir) {
+        int r;
+
+        f->socket = strjoinf("%s/%s", dir, firecracker_ops.socket);
+        r = f->socket ? http_new(f->event, f->socket, &f->http) : -ENOMEM;
+        return r < 0 ? r : ask_later(f);
+}
+
+static int ask_for_sockets(Firecracker *f);
+
+static void on_sockets(void *userdata, int error, int fd) {
+        Firecracker *f = userdata;
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&f->vmm);
+        char dir[32];
+
+        f->sockets = helper_call_free(f->sockets);
+        f->sockets_fd = fd;
+        (void) snprintf(dir, sizeof(dir), "/proc/self/fd/%d", fd);
+        if (error >= 0)
+                error = use_sockets(f, dir);
+        else if (error == -ETIMEDOUT) /* it is stopped, as its VMM may be: that ends by itself, or with it */
+                error = ask_for_sockets(f);
+        else if (error == -EBADMSG) /* from before VMMs had directories of their own */
+                error = use_sockets(f, f->dir);
+        if (error < 0)
+                failed(f, error);
+}
+
+static int ask_for_sockets(Firecracker *f) {
+        _cleanup_free_ char *path = strjoinf("%s/exec", f->dir);
+        int r;
+
+        r = path ? helper_open_sockets(f->event, path, VMM_TIMEOUT_USEC, on_sockets, f, &f->sockets) : -ENOMEM;
+        return r == -ENOENT ? use_sockets(f, f->dir) : r;
 }
 
 static int firecracker_connect(sd_event *e, const char *dir, vmm_event_cb handler, void *userdata, VMM **ret) {
@@ -327,14 +371,13 @@ static int firecracker_connect(sd_event *e, const char *dir, vmm_event_cb handle
         *f = (Firecracker) {
                 .vmm = { .ops = &firecracker_ops, .handler = handler, .userdata = userdata, .n_ref = 1 },
                 .event = sd_event_ref(e),
-                .socket = strjoinf("%s/%s", dir, firecracker_ops.socket),
+                .dir = strdup(dir),
+                .sockets_fd = -EBADF,
         };
 
-        r = f->socket ? http_new(e, f->socket, &f->http) : -ENOMEM;
+        r = f->dir ? sd_event_now(e, CLOCK_MONOTONIC, &f->began_usec) : -ENOMEM;
         if (r >= 0)
-                r = sd_event_now(e, CLOCK_MONOTONIC, &f->began_usec);
-        if (r >= 0)
-                r = ask_later(f);
+                r = ask_for_sockets(f);
         if (r < 0) {
                 firecracker_free(&f->vmm);
                 return r;
@@ -349,7 +392,8 @@ static void firecracker_drain(VMM *v) {
         Firecracker *f = (Firecracker *) v;
         _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&f->vmm);
 
-        http_drain(f->http); /* the guest may have gone faster than the answer to its button */
+        if (f->http)
+                http_drain(f->http); /* the guest may have gone faster than the answer to its button */
         vmm_stream_drain(f->stream);
 }
 

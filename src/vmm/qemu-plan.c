@@ -153,10 +153,14 @@ static int add_processor(Context *c) {
 
 /* A file that QEMU opens by a name, when it has no notion of fds there. */
 static int add_named_file(Context *c, const char *option, const char *path, const char *key) {
+        _cleanup_free_ char *name = NULL;
         int fd;
 
         fd = launch_plan_add_file(c->plan, path, false, "boot.%s", key);
-        return fd < 0 ? fd : addf(c, option, "/proc/self/fd/%d", fd);
+        if (fd < 0)
+                return fd;
+        name = launch_plan_show(c->plan, fd, EXEC_SHOWN_COPY);
+        return name ? add(c, option, name) : -ENOMEM;
 }
 
 static int add_kernel(Context *c) {
@@ -409,6 +413,7 @@ static int add_filesystem(Context *c, size_t i) {
 }
 
 static int add_vsock(Context *c) {
+        c->plan->rights |= EXEC_VHOST_VSOCK;
         return addf(c, "-device", "vhost-vsock-%s,guest-cid=%" PRIu32, c->microvm ? "device" : "pci", c->params->cid);
 }
 
@@ -418,6 +423,7 @@ static int fill(Context *c) {
         static int (*const steps[])(Context *) = { add_identity, add_machine, add_processor, add_boot, add_channels };
         int r;
 
+        c->plan->rights = c->params->kvm ? EXEC_KVM : 0;
         r = launch_plan_add_fd(c->plan, LAUNCH_FD_API); /* VMM_FD_FIRST */
         for (size_t i = 0; r >= 0 && i < ELEMENTSOF(steps); i++)
                 r = steps[i](c);

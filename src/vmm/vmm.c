@@ -54,6 +54,14 @@ int launch_plan_add_file(LaunchPlan *p, const char *path, bool writable, const c
         return r;
 }
 
+char *launch_plan_show(LaunchPlan *p, int fd, ExecShown how) {
+        char name[32];
+
+        p->fds[fd - VMM_FD_FIRST].shown = how;
+        (void) snprintf(name, sizeof(name), EXEC_FILES "/%d", fd);
+        return strdup(name);
+}
+
 int vmm_refuse(sd_bus_error *error, const char *format, ...) {
         va_list ap;
 

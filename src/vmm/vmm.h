@@ -5,6 +5,7 @@
 #include <systemd/sd-event.h>
 
 #include "basic/conf.h"
+#include "basic/exec-protocol.h"
 #include "core/definition.h"
 #include "vmm/disk-check.h"
 
@@ -21,11 +22,11 @@ typedef enum LaunchFdType {
         LAUNCH_FD_CONFIG,       /* a file with LaunchPlan.config */
         LAUNCH_FD_SHARE,        /* a connection to the virtiofsd of a share, in the order of the definition */
         LAUNCH_FD_NETWORK,      /* after those: a listening socket to which the passt of a user network connects, in that order, too */
+        LAUNCH_FD_SHARES,       /* the directory VMM_SHARES, for VMMOps.connects_shares */
 } LaunchFdType;
 
 #define VMM_EVENTS "events"     /* in the VM's directory below /run */
-#define VMM_SHARE "fs-%s/socket" /* there too: where the virtiofsd of a tag listens, for VMMOps.connects_shares */
-#define VMM_VSOCK "vsock"       /* there too: where a VMM that has its own kind of vsock listens */
+#define VMM_SHARES "shares"     /* there too: where the virtiofsds listen, each at its tag, for VMMOps.connects_shares */
 
 typedef struct LaunchFd {
         LaunchFdType type;
@@ -33,6 +34,7 @@ typedef struct LaunchFd {
         char *path;
         bool writable;
         bool lock;              /* the VMM does not lock it */
+        ExecShown shown;        /* 0: the VMM takes the fd itself */
 } LaunchFd;
 
 /* What is to be executed, made by a pure function. */
@@ -42,6 +44,7 @@ typedef struct LaunchPlan {
         size_t n_fds;
         char *config;           /* JSON: a file for it, or what VMMOps.boot() sends; NULL if it takes arguments alone */
         bool tty;               /* its console is a terminal; else pipes */
+        uint32_t rights;        /* ExecRight */
 } LaunchPlan;
 
 LaunchPlan *launch_plan_free(LaunchPlan *p);
@@ -49,13 +52,14 @@ DEFINE_TRIVIAL_CLEANUP_FUNC(LaunchPlan *, launch_plan_free);
 /* For back ends: adds an fd and gives its number in the VMM, or -ENOMEM. */
 int launch_plan_add_fd(LaunchPlan *p, LaunchFdType type);
 int launch_plan_add_file(LaunchPlan *p, const char *path, bool writable, const char *key_format, ...) _printf_(4, 5);
+/* The name by which the VMM finds its fd; NULL: no memory. */
+char *launch_plan_show(LaunchPlan *p, int fd, ExecShown how);
 /* -EOPNOTSUPP with VMUNIT_ERROR_NOT_SUPPORTED and this message, which begins with a path ("filesystems: …") */
 int vmm_refuse(sd_bus_error *error, const char *format, ...) _printf_(2, 3);
 
 typedef struct LaunchParams {
         const Definition *definition;
         const char *name, *id;
-        const char *run_dir;    /* /run/vmunit/vms/<id>: where a VMM makes the sockets that it takes no fd for */
         uint32_t cid;           /* of its vsock, 0: none */
         bool kvm;               /* accel as decided */
         DiskFiles *const *files; /* one a disk, with their images; NULL: they were not looked at yet */
@@ -134,7 +138,7 @@ typedef struct VMMFeature {
 struct VMMOps {
         Backend backend;
         Program program;
-        const char *socket;     /* name of the API socket in the VM's directory below /run */
+        const char *socket;     /* name of the API socket, in the VM's directory below /run or in EXEC_SOCKETS_DIR */
         const VMMFeature *features; /* for the property Backends; the last has no name */
         const char *version_min; /* NULL: any will do, and what it can do does not depend on it */
         bool needs_kvm;
@@ -151,8 +155,9 @@ struct VMMOps {
         int (*check_kernel)(const Definition *d, const char *version, const FileHead *kernel, sd_bus_error *error);
         /* Pure: definition in, argument list and files out */
         int (*plan)(const LaunchParams *p, LaunchPlan **ret);
-        /* Connects to the VMM whose socket (and FIFO) is in dir, the VM's directory below /run; gives the object at once, CONNECTED
-         * or DISCONNECTED comes later. A socket that the VMM makes itself may not be there yet. */
+        /* Connects to the VMM whose socket (and FIFO) is in dir, the VM's directory below /run, or who is asked there for the directory of
+         * the sockets that it makes; gives the object at once, CONNECTED or DISCONNECTED comes later. A socket that the VMM makes may not
+         * be there yet. */
         int (*connect)(sd_event *e, const char *dir, vmm_event_cb handler, void *userdata, VMM **ret);
         void (*free)(VMM *v); /* also from within any callback */
 
@@ -165,7 +170,7 @@ struct VMMOps {
         int (*power_button)(VMM *v, vmm_reply_cb cb, void *userdata);
         /* NULL: it can't, so the core kills it and starts another. */
         int (*reset)(VMM *v, vmm_reply_cb cb, void *userdata);
-        /* Ends the process the orderly way (disks flushed), without asking the guest. NULL: a signal does it. */
+        /* Ends the process the orderly way (disks flushed), without asking the guest. NULL: SIGKILL does it. */
         int (*quit)(VMM *v, vmm_reply_cb cb, void *userdata);
         /* Power button, then a fresh boot in the same process once the guest has shut down: replies when it runs again. The caller
          * sets the time limit and ends it with reboot_cancel, after which a shutdown of the guest ends the VMM again; a guest that

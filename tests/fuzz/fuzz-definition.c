@@ -21,7 +21,7 @@ static void check_same(const Definition *d) {
 }
 
 static void check_plans(const Definition *d) {
-        LaunchParams p = { .definition = d, .name = "a", .id = "12345678-1234-1234-1234-123456789abc", .run_dir = "/run/x" };
+        LaunchParams p = { .definition = d, .name = "a", .id = "12345678-1234-1234-1234-123456789abc" };
 
         for (Backend b = 0; b < _BACKEND_MAX; b++) {
                 _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;

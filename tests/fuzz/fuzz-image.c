@@ -23,7 +23,7 @@ static bool is_plain(const char *s) {
 
 static void check_files(const Definition *d, DiskFiles *f) {
         _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL, *before = NULL;
-        LaunchParams p = { .definition = d, .name = "a", .id = "12345678-1234-1234-1234-123456789abc", .run_dir = "/run/x" };
+        LaunchParams p = { .definition = d, .name = "a", .id = "12345678-1234-1234-1234-123456789abc"};
 
         fuzz_assert(f->n_images <= DISK_IMAGES_MAX);
         for (size_t i = 0; i < f->n_images; i++) {

@@ -408,7 +408,7 @@ def _():
     with vm_of(start=True) as vm:
         with vm.open_console() as console:
             console.send(b"a\x1b[31mb\x07c\xff\n")
-            vm.wait_log(b"c\xff")
+            vm.wait_log(b"c\xff\n")
         raw = subprocess.run(["vmunit", "log", vm.name], capture_output=True, check=True).stdout
         assert raw == vm.console_log() and b"\x1b[31mb\x07c\xff" in raw, raw
         assert subprocess.run(["vmunit", "log", "-n", "9", vm.name], capture_output=True, check=True).stdout == raw[-9:]

@@ -22,9 +22,10 @@ from vmunit_test import *
 
 FAULT_FILE = "/run/vmunit/fault"
 LAST_BOOT = "/var/lib/vmunit/last-boot"
-DISK = "/var/lib/fault-disk.raw"
-LAUNCHES = "/run/vmm-launches"
-HOSTILE = "/opt/vmunit-test/qemu-system-hostile"
+DISK = "/tmp/fault-disk.raw"                      # of a file system that can be idmapped
+WHERE = "/usr/local/lib/vmunit-test"            # a VMM sees /usr of the host
+LAUNCHES = WHERE + "/launches"                  # a FIFO, for it can't write there
+HOSTILE = WHERE + "/qemu-system-hostile"
 PROGRAM = "/usr/bin/qemu-system-x86_64" if BACKEND == "qemu" else "/usr/local/bin/" + BACKEND
 PARTS = 10 if BACKEND == "qemu" else 20         # of the cases that are not fixed, one runs a day
 
@@ -48,12 +49,16 @@ exec {PROGRAM} "$@"
 
 os.makedirs(os.path.dirname(HOSTILE))
 shutil.copy2(os.path.join(os.path.dirname(os.path.realpath(__file__)), "hostile-vmm"), HOSTILE)
-with open("/opt/vmunit-test/vmm", "w") as f:
+with open(WHERE + "/vmm", "w") as f:
     f.write(VMM)
-os.chmod("/opt/vmunit-test/vmm", 0o755)
+os.chmod(WHERE + "/vmm", 0o755)
+os.mkfifo(LAUNCHES)
+os.chmod(LAUNCHES, 0o666)
+told_of = os.open(LAUNCHES, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+n_launches = 0
 os.makedirs("/etc/vmunit", exist_ok=True)
 with open("/etc/vmunit/vmunit.conf", "w") as f:
-    f.write(f"[VMUnit]\n{KEY}=/opt/vmunit-test/vmm\nStartTimeoutSec=4s\nRestartSec=50ms\nRestartMaxDelaySec=100ms\nRestartResetSec=1h\n")
+    f.write(f"[VMUnit]\n{KEY}={WHERE}/vmm\nStartTimeoutSec=4s\nRestartSec=50ms\nRestartMaxDelaySec=100ms\nRestartResetSec=1h\n")
 os.makedirs("/run/systemd/system/vmunitd.service.d", exist_ok=True)
 with open("/run/systemd/system/vmunitd.service.d/fault.conf", "w") as f:
     f.write("[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=10ms\n")
@@ -696,9 +701,11 @@ def operation(point):
 
 
 def launches():
-    with contextlib.suppress(FileNotFoundError), open(LAUNCHES) as f:
-        return len(f.readlines())
-    return 0
+    global n_launches
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            n_launches += os.read(told_of, 4096).count(b"\n")
+    return n_launches
 
 
 def check_launches(function, launched, intervals):

@@ -14,9 +14,9 @@ from vmunit_test import *
 from vmunit_beds import *
 
 CRASHED = ("Error", "vmm-crashed")
-# What the guest is told so that it ends, or panics, and what is shown then; what is shown after SIGTERM, with the exit status
+# What the guest is told so that it ends, or panics, and what is shown then; what is shown after TERM, with the exit status
 ENDINGS = [(ENDS[0], ("Stopped", ENDS[1]))] + ([(b"p", ("Error", "guest-panicked"))] if BACKEND != "firecracker" else [])
-TERMINATED = {"qemu": (CRASHED, (0, 0)), "firecracker": (CRASHED, (0, signal.SIGTERM)),
+TERMINATED = {"qemu": (CRASHED, (0, 0)), "firecracker": (CRASHED, (156, 0)),
               "cloud-hypervisor": (("Stopped", "vmm-exited"), (0, 0))}[BACKEND]
 
 
@@ -138,7 +138,7 @@ def _():
     # dstack 09fd2aa5: a later stop hid how a VM had ended; cocoon 23e26df: a death by kill -9 gave no event
     for what, expected, status in (
             *((key, end, (int(key == b"p"), 0)) for key, end in ENDINGS if key != b"p" or BACKEND == "qemu"),
-            (signal.SIGKILL, CRASHED, (0, 9)), (signal.SIGTERM, *TERMINATED), ("parent", CRASHED, None)):
+            (signal.SIGKILL, CRASHED, (0, 9)), (TERM, *TERMINATED), ("parent", CRASHED, None)):
         for paused in (False, True):
             if paused and isinstance(what, bytes):
                 continue
@@ -376,7 +376,7 @@ def _():
         vm.stop(no_block=True, timeout_usec=FOR_EVER)
         vm.wait_state("Stopping")
         stop_daemon()
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL if BACKEND == "firecracker" else signal.SIGTERM)
         wait_exit(parent)
         start_daemon()
         assert words(vm) == ("Stopped", "stopped") and vm.LeaderPID == 0
@@ -583,7 +583,7 @@ def _():
         assert words(vm) == ("Running", "") and vm.Job == "/" and run_file(identity)["REBOOT_UNTIL"] == "0"
         stop_daemon()                           # what comes later is no part of it
         if BACKEND == "firecracker":
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGKILL)
         else:
             outside(identity, "quit")
         wait_exit(pid)
@@ -817,19 +817,16 @@ def _():
       not_on={"firecracker cloud-hypervisor": "it has no such states"})
 def _():
     # what QEMU says beside `paused` was no state at all
-    with running() as vm, socket.socket(socket.AF_UNIX) as target:
+    with running() as vm:
         pid, identity = vm.LeaderPID, vm.Id
-        target.bind("/run/migrated")
-        target.listen()
-        try:
-            stop_daemon()
-            qmp(identity, {"execute": "migrate", "arguments": {"uri": "unix:/run/migrated"}})
-            connection, _ = target.accept()
-            with connection:
-                while connection.recv(1 << 20):
-                    pass
-        finally:
-            os.unlink("/run/migrated")
+        ours, theirs = socket.socketpair()
+        stop_daemon()
+        with ours:
+            with theirs:
+                qmp(identity, {"execute": "getfd", "arguments": {"fdname": "target"}},
+                    {"execute": "migrate", "arguments": {"uri": "fd:target"}}, fd=theirs.fileno())
+            while ours.recv(1 << 20):
+                pass
         start_daemon()
         vm.wait_state("Paused")
         assert words(vm) == ("Paused", "") and "migrated" in vm.StateMessage and vm.LeaderPID == pid, vm.StateMessage
@@ -888,7 +885,7 @@ def _():
             assert (vm.console_log(), vm.last_output()) == (b"", "") and "CPUUsageNSec" in vm.stats()
             with expect_error("BackendFailed", "console", begins=vm.Name + ": "):
                 vm.open_console()
-            deaf_ = restart or BACKEND != "qemu"                # nobody can press its button any more
+            deaf_ = restart or BACKEND == "cloud-hypervisor"    # nobody can press its button any more
             vm.stop(timeout_usec=200000 if deaf_ else FOR_EVER)
             assert words(vm) == ("Stopped", "stop-forced" if deaf_ else "stopped") and not alive(pid)
             vm.start()

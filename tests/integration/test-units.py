@@ -207,7 +207,7 @@ def _():
         vm.wait_state("Error")
         assert words(vm) == ("Error", "vmm-crashed")
         vm.start()
-        systemctl("kill", "-s", "TERM", vm.Unit)      # the VMM obeys that, though nobody of ours asked
+        systemctl("kill", "-s", TERM.name, vm.Unit)   # the VMM obeys that, though nobody of ours asked
         vm.wait_state("Error", "Stopped")
         # Cloud Hypervisor says no word of why then, and its guest may have powered off
         assert words(vm) == (("Stopped", "vmm-exited") if BACKEND == "cloud-hypervisor" else ("Error", "vmm-crashed"))

@@ -10,7 +10,7 @@ from vmunit_test import *
 
 __all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time
     stopped_process database usage_of types_of qmp outside wait_idle times_on words FOR_EVER PATIENCE
-    TITLE KEY IN_PLACE RESETS COMM ENDS QUIT SOCKET definitions api_request cpus_and_memory""".split()
+    TITLE KEY IN_PLACE RESETS COMM ENDS QUIT TERM SOCKET definitions api_socket api_request cpus_and_memory""".split()
 
 # What differs between the back ends: what messages call them; the name of the process; whether a reboot is done in the same
 # process, and a reset; what the tiny guest is told so that it ends by itself, and the reason that is shown then; how the VMM
@@ -18,8 +18,9 @@ __all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configu
 TITLE, COMM, IN_PLACE, RESETS, ENDS, QUIT, KEY = {
     "qemu": ("QEMU", "qemu-system", True, True, (b"q", "guest-shutdown"), (0, 0), "QEMU"),
     "cloud-hypervisor": ("Cloud Hypervisor", "cloud-hyperviso", False, True, (b"q", "vmm-exited"), (0, 0), "CloudHypervisor"),
-    "firecracker": ("Firecracker", "firecracker", False, False, (b"r", "guest-reboot"), (0, signal.SIGTERM), "Firecracker"),
+    "firecracker": ("Firecracker", "firecracker", False, False, (b"r", "guest-reboot"), (0, signal.SIGKILL), "Firecracker"),
 }[BACKEND]
+TERM = signal.SIGHUP if BACKEND == "firecracker" else signal.SIGTERM   # what it ends by, and handles: others do nothing to it
 SOCKET = "qmp" if BACKEND == "qemu" else "api"  # of its API, in the VM's directory
 
 # What Cloud Hypervisor 53 says when it was stopped, and a thread of it goes on in the middle of a sleep.
@@ -27,7 +28,7 @@ SECCOMP = "Possible seccomp violation ====\nSyscall number: 219 "
 
 manager = Manager()
 DATABASE = "/var/lib/vmunit/vmunit.db"
-FAKE = "/run/fake-vmm"
+FAKE = "/usr/local/lib/fake-vmm"                # a VMM sees /usr of the host, and what is there now
 CONF = "/run/vmunit/vmunit.conf.d"
 FOR_EVER = 2**64 - 1
 PATIENCE = 4 if SANITIZED else 1                # what upper limits of times are multiplied by
@@ -87,12 +88,19 @@ def definitions(**over):
     return [tiny_definition(**over), bios_definition(**over)] if BACKEND == "qemu" else [tiny_definition(**over)]
 
 
+def api_socket(identity):
+    """Where a VMM listens: where it was made for it, or in its own directory, which nobody else has."""
+    with open(f"/run/vmunit/vms/{identity}/run", encoding="utf-8") as f:
+        pid = next(line.split("=")[1].strip() for line in f if line.startswith("PID="))
+    return f"/proc/{pid}/root/vm/{SOCKET}" if BACKEND == "firecracker" else f"/run/vmunit/vms/{identity}/{SOCKET}"
+
+
 def api_request(identity, method, path, body=None):
     """What a VMM with an HTTP API answers, None if it is empty."""
     text = json.dumps(body).encode() if body else b""
     more = f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n" if body else ""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(f"/run/vmunit/vms/{identity}/{SOCKET}")
+        connection.connect(api_socket(identity))
         connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode() + text)
         head, data = read_until(connection.fileno(), b"\r\n\r\n").split(b"\r\n\r\n", 1)
         status = int(head.split()[1])
@@ -196,13 +204,17 @@ def vmm_count():
     return count
 
 
-def qmp(vm_id, *commands):
-    """Commands to a QEMU in the daemon's place."""
+def qmp(vm_id, *commands, fd=None):
+    """Commands to a QEMU in the daemon's place; getfd is given FD."""
     with socket.socket(socket.AF_UNIX) as s:
         s.connect(f"/run/vmunit/vms/{vm_id}/qmp")
         read_until(s.fileno(), b"}\r\n")
         for command in ({"execute": "qmp_capabilities"}, *commands):
-            s.sendall(json.dumps(command).encode() + b"\n")
+            line = json.dumps(command).encode() + b"\n"
+            if command["execute"] == "getfd":
+                socket.send_fds(s, [line], [fd])
+            else:
+                s.sendall(line)
             read_until(s.fileno(), b"return")
 
 
@@ -245,7 +257,7 @@ def configured(**settings):
 
 # Python, for it speaks. What it does is told by a file, since a VMM gets no environment.
 _VMM = r"""#!/usr/bin/python3 -I
-import json, os, signal, socket, sys, time
+import ctypes, json, os, signal, socket, sys, time
 BASE = "%(base)s"
 %(prelude)s
 with open(BASE + "/mode") as f:
@@ -262,7 +274,7 @@ elif mode == "exit":
     sys.exit(1)
 elif mode == "signal":
     say_last(text)
-    os.kill(os.getpid(), signal.SIGSEGV)
+    ctypes.string_at(0)         # the first of a PID namespace can't kill itself
 elif mode == "gate":            # the real one, when it may
     while not os.path.exists(BASE + "/go"):
         time.sleep(0.005)

@@ -5,11 +5,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -19,15 +21,10 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/un.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "fake-vmm.h"
-
-/* What looks for leaks traces the process, which the filter of system calls denies. */
-__attribute__((__visibility__("default"))) const char *__asan_default_options(void);
-const char *__asan_default_options(void) {
-        return "detect_leaks=0";
-}
 
 static void put(int fd, const char *p, size_t n) {
         while (n > 0) {
@@ -45,17 +42,16 @@ static void say(const char *s) {
 }
 
 static void list_fds(void) {
-        DIR *d = opendir("/proc/self/fd");
-        struct dirent *de;
-        char line[300];
+        char line[16];
 
-        while ((de = readdir(d)))
-                if (de->d_name[0] != '.' && atoi(de->d_name) != dirfd(d)) {
-                        (void) snprintf(line, sizeof(line), "%s%s ", de->d_name,
-                                        fcntl(atoi(de->d_name), F_GETFD) & FD_CLOEXEC ? "!" : "");
-                        say(line);
-                }
-        closedir(d);
+        for (int fd = 0; fd < 1024; fd++) {
+                int flags = fcntl(fd, F_GETFD);
+
+                if (flags < 0)
+                        continue;
+                (void) snprintf(line, sizeof(line), "%d%s ", fd, flags & FD_CLOEXEC ? "!" : "");
+                say(line);
+        }
         say("end\n");
 }
 
@@ -103,6 +99,13 @@ static void tell(const char *what, long result) {
         say(line);
 }
 
+static void tell_ids(void) {
+        char line[64];
+
+        (void) snprintf(line, sizeof(line), "ids=%d,%d pid=%d parent=%d\n", (int) getuid(), (int) getgid(), (int) getpid(), (int) getppid());
+        say(line);
+}
+
 static void list(const char *path) {
         DIR *d = opendir(path);
         struct dirent *de;
@@ -119,11 +122,9 @@ static void list(const char *path) {
 
 static void attack(void) {
         struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "/run/dbus/system_bus_socket" };
-        char line[64];
         int fd;
 
-        (void) snprintf(line, sizeof(line), "ids=%d,%d pid=%d parent=%d\n", (int) getuid(), (int) getgid(), (int) getpid(), (int) getppid());
-        say(line);
+        tell_ids();
         fd = open("/share/made", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
         tell("make", fd);
         tell("set-user-id", fchmod(fd, 04755));
@@ -161,6 +162,106 @@ static void attack(void) {
         say("end\n");
 }
 
+static long reads(const char *path) {
+        char c;
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+        return fd < 0 ? -1 : read(fd, &c, 1);
+}
+
+static long writes(const char *path) {
+        int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+        return fd < 0 ? -1 : write(fd, "w", 1);
+}
+
+static long listens(const char *path) {
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+        strcpy(address.sun_path, path);
+        return bind(fd, (struct sockaddr *) &address, sizeof(address)) < 0 ? -1 : listen(fd, 1);
+}
+
+static long connects(uint16_t port) {
+        struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+        return fd < 0 ? -1 : connect(fd, (struct sockaddr *) &address, sizeof(address));
+}
+
+/* The same of a VMM, whose fds 3… are shown to it: a kernel to copy, one to read, a disk, one to read, a directory of sockets */
+static void attack_vmm(uint16_t port) {
+        struct stat st;
+        int fd;
+
+        tell_ids();
+        tell("directory-fd", fcntl(7, F_GETFD));
+        tell("reads-copy", reads("/files/3"));
+        tell("writes-copy", writes("/files/3"));
+        tell("reads-kernel", reads("/files/4"));
+        tell("writes-kernel", writes("/files/4"));
+        tell("reads-disk", reads("/files/5"));
+        tell("writes-disk", writes("/files/5"));
+        tell("writes-read-only-disk", writes("/files/6"));
+        tell("removes-disk", unlink("/files/5"));
+        fd = open("/files/5", O_RDWR | O_CLOEXEC);
+        tell("owns-disk", fstat(fd, &st) == 0 && st.st_uid == getuid() ? 0 : -1);
+        tell("fchmod", fchmod(fd, 04777));
+        tell("chmod", chmod("/files/5", 04777));
+        tell("fchmodat2", syscall(452, AT_FDCWD, "/files/5", 04777, 0));
+        tell("fchown", fchown(fd, 0, 0));
+        tell("setxattr", setxattr("/files/5", "user.x", "y", 1, 0));
+        tell("set-flags", ioctl(fd, 0x40086602, &(int) { 16 }));
+        tell("link", link("/files/5", "/vm/disk"));
+        tell("directory", access("/files/7", X_OK));
+        tell("listens", listens("/vm/api"));
+        tell("mknod", mknod("/vm/null", S_IFCHR | 0666, makedev(1, 3)));
+        tell("executes", access("/vm", W_OK));
+        tell("kvm", open("/dev/kvm", O_RDWR | O_CLOEXEC));
+        tell("vhost-vsock", open("/dev/vhost-vsock", O_RDWR | O_CLOEXEC));
+        tell("proc", access("/proc", F_OK));
+        tell("sys", access("/sys", F_OK));
+        tell("shadow", open("/etc/shadow", O_RDONLY | O_CLOEXEC));
+        tell("out", open("/files/7/../../../../etc/shadow", O_RDONLY | O_CLOEXEC));
+        tell("makes", open("/made", O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+        tell("host-process", kill(2, 0));
+        tell("host-port", connects(port));
+        tell("namespace", unshare(CLONE_NEWUSER));
+        tell("mount", mount("none", "/vm", "tmpfs", 0, NULL));
+        tell("chroot", chroot("/vm"));
+        tell("setuid", setuid(0));
+        tell("ring", syscall(SYS_io_uring_setup, 1, NULL));
+        tell("ptrace", ptrace(PTRACE_TRACEME, 0, NULL, NULL));
+        tell("netlink", socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0));
+        tell("vsock", socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        tell("queue", syscall(SYS_mq_open, "q", O_CREAT, 0600, NULL));
+        tell("limit", setrlimit(RLIMIT_NPROC, &(struct rlimit) { RLIM_INFINITY, RLIM_INFINITY }));
+        tell("core", setrlimit(RLIMIT_CORE, &(struct rlimit) { 1, 1 }));
+        list("/");
+        list("/dev");
+        list("/files");
+        say("end\n");
+}
+
+/* Leaves what leads elsewhere where its sockets are, and writes as much as it can. */
+static _Noreturn void make_sockets(void) {
+        static char block[4096];
+        int fd;
+
+        (void) listens("/vm/api");
+        (void) !symlink("/run/dbus/system_bus_socket", "/vm/link");
+        fd = open("/vm/big", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        for (unsigned i = 0; i < 1024; i++)
+                if (write(fd, block, sizeof(block)) != sizeof(block)) {
+                        tell("full", -1);
+                        break;
+                }
+        say("READY\n");
+        for (;;)
+                pause();
+}
+
 static void version(const char *self) {
         char path[4096], line[32];
         FILE *f;
@@ -182,21 +283,27 @@ static void version(const char *self) {
 }
 
 int main(int argc, char *argv[]) {
+        volatile int *volatile nowhere = NULL;
         const char *mode = argc > 1 ? argv[1] : "", *value = argc > 2 ? argv[2] : "0";
 
         (void) signal(SIGUSR1, on_usr1);
         if (strcmp(mode, "attack") == 0)
                 attack();
+        else if (strcmp(mode, "attack-vmm") == 0)
+                attack_vmm((uint16_t) atoi(value));
+        else if (strcmp(mode, "sockets") == 0)
+                make_sockets();
         else if (strcmp(mode, "--version") == 0)
                 version(argv[0]);
         else if (strcmp(mode, "fds") == 0)
                 list_fds();
         else if (strcmp(mode, "exit") == 0)
                 return atoi(value);
-        else if (strcmp(mode, "signal") == 0) {
-                (void) signal(atoi(value), SIG_DFL);
-                (void) raise(atoi(value));
-        } else if (strcmp(mode, "spew") == 0)
+        else if (strcmp(mode, "fault") == 0)
+                *nowhere = 1;
+        else if (strcmp(mode, "abort") == 0)
+                abort();
+        else if (strcmp(mode, "spew") == 0)
                 spew(strtoul(value, NULL, 10));
         else if (strcmp(mode, "child") == 0) {
                 leave_child();

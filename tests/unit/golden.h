@@ -27,10 +27,12 @@ static char *golden_format(const LaunchPlan *p) {
                 if (strv_extend(&lines, *s) < 0)
                         return NULL;
         for (size_t i = 0; i < p->n_fds; i++)
-                if (p->fds[i].type == LAUNCH_FD_FILE &&
-                    strv_extendf(&lines, "# %zu %s %s %s", VMM_FD_FIRST + i, p->fds[i].writable ? "rw" : "ro",
-                                 p->fds[i].key, p->fds[i].path) < 0)
+                if ((p->fds[i].type == LAUNCH_FD_FILE || p->fds[i].shown) &&
+                    strv_extendf(&lines, "# %zu %s %c %s %s", VMM_FD_FIRST + i, p->fds[i].writable ? "rw" : "ro",
+                                 p->fds[i].shown ?: EXEC_SHOWN_NOT, strempty(p->fds[i].key), strempty(p->fds[i].path)) < 0)
                         return NULL;
+        if (p->rights && strv_extendf(&lines, "# rights %#x", p->rights) < 0)
+                return NULL;
         if (p->config && strv_extend(&lines, json_object_to_json_string_ext(config, JSON_C_TO_STRING_PRETTY|
                                                                             JSON_C_TO_STRING_NOSLASHESCAPE)) < 0)
                 return NULL;
@@ -45,7 +47,6 @@ static char *golden_text(const char *name, const Definition *d, golden_plan plan
                 .definition = d,
                 .name = "web-1.example",
                 .id = "6e1b1d5c-0d0f-4b5e-9a53-2a5c7f0f3a11",
-                .run_dir = "/run/vmunit/vms/6e1b1d5c-0d0f-4b5e-9a53-2a5c7f0f3a11",
                 .cid = d->vsock ? 65540 : 0,
                 .kvm = d->accel == ACCEL_KVM,
         };

@@ -104,7 +104,7 @@ static inline void bed_setup(void) {
         must(mkdir(bed_path("etc"), 0755) == 0 && mkdir(bed_path("etc/vmunit"), 0755) == 0);
         bed_copy(getenv("FAKE_VMM"), "fake-vmm");
         bed_copy(getenv("FAKE_VMM"), "hang-vmm");
-        bed_write("garbage", "not a program\n", 0700);
+        bed_write("garbage", "not a program\n", 0755);
         (void) snprintf(conf, sizeof(conf), "[VMUnit]\nQEMU=%s/fake-vmm\nCloudHypervisor=%s/hang-vmm\nFirecracker=%s/garbage\nVirtioFSD=%s/fake-vmm\n",
                         bed, bed, bed, bed);
         bed_write("etc/vmunit/vmunit.conf", conf, 0644);

@@ -14,6 +14,7 @@
 #include "basic/string-util.h"
 #include "vmm/cloud-hypervisor-plan.h"
 
+#include "open-plan.h"
 #include "tap.h"
 
 /* The same list against the model of Cloud Hypervisor and, where there is one, the real thing with the tiny guest: started with the
@@ -170,7 +171,7 @@ static void guest_spawn(Guest *g, Definition *d) {
         _cleanup_(launch_plan_freep) LaunchPlan *plan = NULL;
         _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
         LaunchParams p = {
-                .definition = d, .name = "a", .id = "9f0d0b06-4b3f-4d4a-8d4b-9e6f0a1b2c3d", .run_dir = directory,
+                .definition = d, .name = "a", .id = "9f0d0b06-4b3f-4d4a-8d4b-9e6f0a1b2c3d",
                 .cid = 70000, .kvm = true,
         };
 
@@ -191,6 +192,7 @@ static void guest_spawn(Guest *g, Definition *d) {
                 printf("Bail out! %s\n", strempty(error.message));
                 exit(1);
         }
+        open_plan(plan, directory);
         g->config = TAKE_PTR(plan->config);
 
         g->pid = fork();
@@ -734,7 +736,7 @@ static bool prepare(void) {
         snprintf(bios, sizeof bios, "%s/tiny.bin", directory);
         snprintf(sock, sizeof sock, "%s/api", directory);
         snprintf(fifo, sizeof fifo, "%s/" VMM_EVENTS, directory);
-        snprintf(vsock, sizeof vsock, "%s/" VMM_VSOCK, directory);
+        snprintf(vsock, sizeof vsock, "%s/vsock", directory);
         command = strjoinf(TEST_DIR "/guests/build '%s'", directory);
         return system(command) == 0;
 }

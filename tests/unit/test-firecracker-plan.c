@@ -121,7 +121,7 @@ static void test_locks(void) {
         Disk disks[] = { { .name = (char *) "a", .path = (char *) "/a" }, { .name = (char *) "b", .path = (char *) "/b", .readonly = true } };
         Definition d = { .kernel = (char *) "/k", .initramfs = (char *) "/i", .cpus = 1, .memory = 8 << 20, .disks = disks, .n_disks = 2 };
 
-        if (!ok(firecracker_plan(&(LaunchParams) { .definition = &d, .id = "i", .run_dir = "/r" }, &plan) >= 0, "a plan"))
+        if (!ok(firecracker_plan(&(LaunchParams) { .definition = &d, .id = "i" }, &plan) >= 0, "a plan"))
                 return;
         for (size_t i = 0; i < plan->n_fds; i++)
                 if (plan->fds[i].type == LAUNCH_FD_FILE)

@@ -62,7 +62,9 @@ static bool refused(Answer a, int want) {
 
 /* Requests that are right, of which each test gets one thing wrong */
 
-typedef enum Kind { REQUEST_OPEN, REQUEST_VMM, REQUEST_SHARE, REQUEST_ROOT_SHARE, REQUEST_NETWORK, REQUEST_PROBE, REQUEST_VSOCK, _KIND_MAX } Kind;
+typedef enum Kind {
+        REQUEST_OPEN, REQUEST_VMM, REQUEST_SHARE, REQUEST_ROOT_SHARE, REQUEST_NETWORK, REQUEST_PROBE, REQUEST_VSOCK, REQUEST_LOOP, _KIND_MAX,
+} Kind;
 
 #define ARGUMENTS "fake\0exit"
 
@@ -72,6 +74,7 @@ typedef union Body {
         StartRequest start;
         ProbeRequest probe;
         VSockRequest vsock;
+        LoopRequest loop;
         char bytes[1024];
 } Body;
 
@@ -84,7 +87,7 @@ typedef struct Asked {
 } Asked;
 
 static const char *const kind_names[_KIND_MAX] = { "OPEN", "START of a VMM", "START of a user's share", "START of root's share",
-                                                 "START of a network", "PROBE", "VSOCK" };
+                                                 "START of a network", "PROBE", "VSOCK", "LOOP" };
 
 static void prepare_helper(Asked *q) {
         int pair[2];
@@ -130,6 +133,8 @@ static void prepare_start(Asked *q, Kind kind) {
                 q->fds[q->n_fds++] = unix_listen(bed_path("socket"), SOCK_STREAM);
         }
         s->n_fds = (uint32_t) q->n_fds - _HELPER_FD_MAX;
+        if (kind == REQUEST_VMM)
+                s->vmm = (VMMRequest) { .id = VM_IDS_BASE + 8, .rights = EXEC_SOCKETS, .shown = { EXEC_SHOWN_NOT } };
         if (kind == REQUEST_SHARE)
                 s->share = (ShareRequest) { .base = VM_IDS_BASE + 7, .count = 1, .uid = OWNER, .gid = OWNER };
         else if (kind == REQUEST_ROOT_SHARE)
@@ -137,7 +142,8 @@ static void prepare_start(Asked *q, Kind kind) {
 }
 
 static Asked prepare(Kind kind) {
-        static const LaunchType types[] = { LAUNCH_OPEN, LAUNCH_START, LAUNCH_START, LAUNCH_START, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK };
+        static const LaunchType types[] = { LAUNCH_OPEN, LAUNCH_START, LAUNCH_START, LAUNCH_START, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK,
+                                            LAUNCH_LOOP };
         Asked q = { .control = -EBADF };
 
         switch (kind) {
@@ -153,6 +159,11 @@ static Asked prepare(Kind kind) {
                 q.fixed = q.size = sizeof(VSockRequest);
                 q.body.vsock.cid = 0x7ffffff0;
                 q.body.vsock.port = 1;
+                break;
+        case REQUEST_LOOP:
+                q.fixed = q.size = sizeof(LoopRequest);
+                q.body.loop.readonly = 1;
+                q.fds[q.n_fds++] = open(bed_path("file"), O_RDONLY | O_CLOEXEC);
                 break;
         default:
                 prepare_start(&q, kind);
@@ -177,6 +188,8 @@ static void test_right(void) {
 
                 if (kind == REQUEST_VSOCK)
                         ok(!a.closed && a.error < 0 && a.error != -EINVAL, "%s that is right goes on to the kernel", kind_names[kind]);
+                else if (kind == REQUEST_LOOP) /* there may be no such devices */
+                        ok(!a.closed && a.error != -EINVAL && a.n_fds == (a.error == 0), "%s that is right goes on to the kernel", kind_names[kind]);
                 else
                         ok(!a.closed && a.error == 0 && a.n_fds == (kind != REQUEST_PROBE), "%s that is right: taken", kind_names[kind]);
         }
@@ -218,6 +231,12 @@ typedef struct Wrong {
         { kind, FIELD(StartRequest, network.resolver), -EINVAL, VALUES(1, 127) },                       \
         { kind, FIELD(StartRequest, network.reserved), -EINVAL, VALUES(1) }
 
+#define NO_VMM(kind)                                                                                    \
+        { kind, FIELD(StartRequest, vmm.id), -EINVAL, VALUES(1, VM_IDS_BASE + 8) },                     \
+        { kind, FIELD(StartRequest, vmm.rights), -EINVAL, VALUES(1) },                                  \
+        { kind, FIELD(StartRequest, vmm.shown), -EINVAL, VALUES('-', '-' << 8) },                       \
+        { kind, FIELD(StartRequest, vmm.reserved), -EINVAL, VALUES(1) }
+
 static const Wrong wrongs[] = {
         HEADER(REQUEST_OPEN),
         { REQUEST_OPEN, FIELD(OpenRequest, uid), -EINVAL, VALUES(UINT32_MAX) },
@@ -233,6 +252,11 @@ static const Wrong wrongs[] = {
         { REQUEST_VMM, FIELD(StartRequest, kind), -EINVAL, VALUES(START_SHARE, _START_KIND_MAX, UINT32_MAX) },
         NO_SHARE(REQUEST_VMM),
         NO_NETWORK(REQUEST_VMM),
+        { REQUEST_VMM, FIELD(StartRequest, vmm.id), -EINVAL,
+          VALUES(0, OWNER, VM_IDS_BASE, VM_IDS_BASE + 7, VM_IDS_BASE + SHARE_IDS, UINT32_MAX) },
+        { REQUEST_VMM, FIELD(StartRequest, vmm.rights), -EINVAL, VALUES(_EXEC_RIGHTS_ALL + 1, UINT32_MAX) },
+        { REQUEST_VMM, FIELD(StartRequest, vmm.shown), -EINVAL, VALUES(0, 'x', 'd', '-' | 'c' << 8, '-' | '-' << 24) },
+        { REQUEST_VMM, FIELD(StartRequest, vmm.reserved), -EINVAL, VALUES(1, 1 << 8, 1 << 16) },
 
         HEADER(REQUEST_SHARE),
         { REQUEST_SHARE, FIELD(StartRequest, program), -EINVAL, VALUES(PROGRAM_QEMU, PROGRAM_CLOUD_HYPERVISOR, _PROGRAM_MAX, UINT32_MAX) },
@@ -249,6 +273,7 @@ static const Wrong wrongs[] = {
         { REQUEST_SHARE, FIELD(StartRequest, share.readonly), -EINVAL, VALUES(2, UINT32_MAX) },
         { REQUEST_SHARE, FIELD(StartRequest, share.reserved), -EINVAL, VALUES(1) },
         NO_NETWORK(REQUEST_SHARE),
+        NO_VMM(REQUEST_SHARE),
 
         HEADER(REQUEST_ROOT_SHARE),
         { REQUEST_ROOT_SHARE, FIELD(StartRequest, program), -EINVAL, VALUES(PROGRAM_QEMU) },
@@ -265,6 +290,7 @@ static const Wrong wrongs[] = {
         { REQUEST_ROOT_SHARE, FIELD(StartRequest, share.readonly), -EINVAL, VALUES(2) },
         { REQUEST_ROOT_SHARE, FIELD(StartRequest, share.reserved), -EINVAL, VALUES(1) },
         NO_NETWORK(REQUEST_ROOT_SHARE),
+        NO_VMM(REQUEST_ROOT_SHARE),
 
         HEADER(REQUEST_NETWORK),
         { REQUEST_NETWORK, FIELD(StartRequest, program), -EINVAL, VALUES(PROGRAM_QEMU, PROGRAM_VIRTIOFSD, _PROGRAM_MAX, UINT32_MAX) },
@@ -274,6 +300,7 @@ static const Wrong wrongs[] = {
         { REQUEST_NETWORK, FIELD(StartRequest, argv_size), -EINVAL, VALUES(0, sizeof(ARGUMENTS) - 1, UINT32_MAX) },
         { REQUEST_NETWORK, FIELD(StartRequest, kind), -EINVAL, VALUES(START_PIPES, START_TTY, START_SHARE, _START_KIND_MAX) },
         NO_SHARE(REQUEST_NETWORK),
+        NO_VMM(REQUEST_NETWORK),
         { REQUEST_NETWORK, FIELD(StartRequest, network.id), -EINVAL,
           VALUES(0, OWNER, VM_IDS_BASE - 1, VM_IDS_BASE, VM_IDS_BASE + SHARE_IDS, UINT32_MAX) },
         { REQUEST_NETWORK, FIELD(StartRequest, network.low_ports), -EINVAL, VALUES(2, UINT32_MAX) },
@@ -287,6 +314,10 @@ static const Wrong wrongs[] = {
         HEADER(REQUEST_VSOCK),
         { REQUEST_VSOCK, FIELD(VSockRequest, cid), -EINVAL, VALUES(0, 1, 2, UINT32_MAX) },
         { REQUEST_VSOCK, FIELD(VSockRequest, port), -EINVAL, 0, {} }, /* a guest may have any */
+
+        HEADER(REQUEST_LOOP),
+        { REQUEST_LOOP, FIELD(LoopRequest, readonly), -EINVAL, VALUES(2, UINT32_MAX) },
+        { REQUEST_LOOP, FIELD(LoopRequest, reserved), -EINVAL, VALUES(1) },
 };
 
 static void test_fields(void) {
@@ -322,7 +353,7 @@ static void test_fields_whole(void) {
 
 /* One request under another's name, too short, too long, with fds that it has no use for */
 static void test_shapes(void) {
-        static const LaunchType types[] = { LAUNCH_OPEN, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK };
+        static const LaunchType types[] = { LAUNCH_OPEN, LAUNCH_START, LAUNCH_PROBE, LAUNCH_VSOCK, LAUNCH_LOOP };
         int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
         for (Kind kind = 0; kind < _KIND_MAX; kind++) {

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <limits.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 
 #include "launch-bed.h"
@@ -188,7 +190,9 @@ static void test_program(void) {
         try_program("fake-vmm", -EPERM, "of another owner");
         must(chown(bed_path("fake-vmm"), 0, 0) == 0 && chmod(bed_path("fake-vmm"), 0600) == 0);
         try_program("fake-vmm", -EACCES, "that is none");
-        must(chmod(bed_path("fake-vmm"), 0700) == 0 && chmod(bed, 0777) == 0);
+        must(chmod(bed_path("fake-vmm"), 0700) == 0);
+        try_program("fake-vmm", -EACCES, "that is one for its owner alone");
+        must(chmod(bed_path("fake-vmm"), 0755) == 0 && chmod(bed, 0777) == 0);
         try_program("fake-vmm", -EPERM, "in a directory that others may write");
         must(chmod(bed, 0755) == 0);
         try_program("fake-vmm", 0, "as it should be");
@@ -459,6 +463,60 @@ static void test_latency(void) {
         printf("# best of 50: OPEN %u us, PROBE %u us\n", (unsigned) best[0], (unsigned) best[1]);
 }
 
+static void on_loop(void *userdata, int error, int fd) {
+        Got *g = userdata;
+
+        g->fd = fd;
+        finish(g, error);
+}
+
+static int try_loop(int image, bool readonly, Got *g) {
+        *g = (Got) { .fd = -EBADF };
+        must(launch_loop(loop, image, readonly, PATIENCE, on_loop, g, &g->call) == 0);
+        run_until(&g->done, 1);
+        launch_call_free(g->call);
+        return g->error;
+}
+
+static bool is_free(const char *path) {
+        _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+        struct loop_info64 info;
+
+        return fd >= 0 && ioctl(fd, LOOP_GET_STATUS64, &info) < 0 && errno == ENXIO;
+}
+
+static void test_loop(void) {
+        int image, ro;
+        char path[64];
+        struct stat st;
+        Got g;
+
+        bed_write("image", "image", 0600);
+        must(truncate(bed_path("image"), 1 << 20) == 0);
+        image = open(bed_path("image"), O_RDWR | O_CLOEXEC);
+        ro = open(bed_path("image"), O_RDONLY | O_CLOEXEC);
+        must(image >= 0 && ro >= 0);
+        if (try_loop(image, false, &g) < 0) {
+                skip("LOOP", "no loop devices here");
+                close_many((int[]) { image, ro }, 2);
+                return;
+        }
+        ok(fstat(g.fd, &st) == 0 && S_ISBLK(st.st_mode) && lseek(g.fd, 0, SEEK_END) == 1 << 20, "an image as a block device");
+        (void) snprintf(path, sizeof(path), "/dev/loop%u", minor(st.st_rdev));
+        ok(pwrite(g.fd, "other", 5, 0) == 5 && fsync(g.fd) == 0, "which is written to");
+        safe_close(g.fd);
+        ok(eventually(is_free(path)), "it goes with its last user");
+        is_int(try_loop(ro, true, &g), 0, "one to read");
+        ok(pwrite(g.fd, "x", 1, 0) < 0, "is not written to");
+        safe_close(g.fd);
+        close_many((int[]) { image, ro }, 2);
+        image = open(bed_path("image"), O_RDONLY | O_CLOEXEC);
+        is_int(try_loop(image, false, &g), 0, "to write what was opened to read: a device that is read-only");
+        ok(pwrite(g.fd, "x", 1, 0) < 0 || fsync(g.fd) < 0, "however it is asked for");
+        safe_close(g.fd);
+        safe_close(image);
+}
+
 int main(void) {
         unsigned before, launchers;
         Got g;
@@ -477,6 +535,7 @@ int main(void) {
         test_program();
         test_cancel();
         test_vsock();
+        test_loop();
         test_many();
         test_hang();
         (void) try_open_as(bed_path("warm"), 0, 0, &g);

@@ -83,7 +83,7 @@ static void test_images(void) {
         Image more[] = { { .path = (char *) "/b/data", .is_data = true } };
         DiskFiles of_root = { .images = root, .n_images = 3 }, of_data = { .is_block = true }, of_more = { .images = more, .n_images = 1 };
         DiskFiles *files[] = { &of_root, &of_data, &of_more };
-        LaunchParams p = { .definition = &d, .name = "web", .id = "6e1b1d5c-0d0f-4b5e-9a53-2a5c7f0f3a11", .run_dir = "/run/x", .files = files };
+        LaunchParams p = { .definition = &d, .name = "web", .id = "6e1b1d5c-0d0f-4b5e-9a53-2a5c7f0f3a11", .files = files };
         _cleanup_(launch_plan_freep) LaunchPlan *before = NULL, *plan = NULL;
         _cleanup_free_ char *got = NULL;
 

@@ -14,6 +14,7 @@
 #include "vmm/qmp.h"
 #include "vmm/vmm.h"
 
+#include "open-plan.h"
 #include "tap.h"
 
 /* The real QEMU, started with the planned arguments and fds as in a VM's scope, and the tiny guest in it. */
@@ -166,6 +167,7 @@ static void guest_spawn(Guest *g, Definition *d) {
             qemu_ops.plan(&(LaunchParams) { .definition = d, .name = "a,b", .id = "9f0d0b06-4b3f-4d4a-8d4b-9e6f0a1b2c3d", .kvm = kvm },
                           &plan) < 0)
                 abort();
+        open_plan(plan, directory);
         if (!guest_connect(g))
                 abort();
 

@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..
 from vmunit_test import *
 
 HERE = os.path.dirname(os.path.realpath(__file__))
-FIFOS = "/run/vmunit-test"
+FIFOS = "/usr/local/lib/vmunit-test"     # of the host a VMM sees /usr
 MIB = 1 << 20
 SLICE_DROPIN = "/etc/systemd/system/machine-vmunit.slice.d/limits.conf"
 
@@ -127,7 +127,9 @@ def _():
 
 @test("GetStats: memory and its peak, tasks, bytes read and written, time of the CPU")
 def _():
-    with a_vm("hand-stats", {"MemoryMax": "600M"}) as vm:
+    with open("/var/tmp/disk", "wb") as f:
+        f.truncate(16 * MIB)
+    with a_vm("hand-stats", {"MemoryMax": "600M"}, disks=[{"path": "/var/tmp/disk"}]) as vm:
         first = vm.stats()
         missing = {"CPUUsageNSec", "MemoryCurrent", "MemoryPeak", "TasksCurrent", "IOReadBytes", "IOWriteBytes"} - set(first)
         assert not missing, f"{missing} not in {first}"
@@ -137,9 +139,9 @@ def _():
         tell(vm, "eat", 100)
         wait_for(lambda: vm.stats()["MemoryCurrent"] >= 100 * MIB, what="the memory in MemoryCurrent", poll=0.1)
         assert vm.stats()["MemoryPeak"] >= 100 * MIB
-        tell(vm, "write", "/var/tmp-file")
+        tell(vm, "write")
         wait_for(lambda: vm.stats()["IOWriteBytes"] >= first["IOWriteBytes"] + 8 * MIB, what="the bytes in IOWriteBytes", poll=0.1)
-        tell(vm, "read", "/var/tmp-file")
+        tell(vm, "read")
         wait_for(lambda: vm.stats()["IOReadBytes"] >= first["IOReadBytes"] + 8 * MIB, what="the bytes in IOReadBytes", poll=0.1)
         for key, value in vm.stats().items():
             assert value < 2**63, (key, value)

@@ -1,0 +1,215 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# suite: timeout=300 backends=qemu,firecracker,cloud-hypervisor
+"""The walls around a VMM: who it is, what it sees, and that the host's files stay as they are."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+from vmunit_test import *
+from vmunit_beds import *
+
+BASE = 1000013824
+OWNER = 12345
+TREE = "/tmp/walls"                     # of a file system that can be idmapped
+PLAIN = "/var/lib/walls"                # the box's root, which can't
+TINY = os.path.realpath(tiny_definition()["boot"]["kernel"])
+
+
+def status(pid, key):
+    with open(f"/proc/{pid}/status", encoding="utf-8") as f:
+        return next(line.split()[1:] for line in f if line.startswith(key + ":"))
+
+
+def uid(vm):
+    return int(status(vm.LeaderPID, "Uid")[0])
+
+
+def make(path, owner=0, mode=0o600, text=None):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as f:
+        if text is None:
+            f.truncate(1 << 20)
+        else:
+            f.write(text)
+    os.chown(path, owner, owner)
+    os.chmod(path, mode)
+    return path
+
+
+def facts(path):
+    st = os.stat(path)
+    return st.st_uid, st.st_gid, st.st_mode, sorted(os.listxattr(path))
+
+
+def kernel(path, **how):
+    with open(TINY, "rb") as f:
+        return make(path, text=f.read(), **how)
+
+
+def booted(vm):
+    vm.start()
+    vm.wait_log(b"TINY-UP")
+
+
+def view(vm, path):
+    return f"/proc/{vm.LeaderPID}/root{path}"
+
+
+@test("each VM has an id of its own, and keeps it")
+def _():
+    with vm_of() as one, vm_of() as other:
+        booted(one)
+        booted(other)
+        first, second = uid(one), uid(other)
+        assert first != second
+        for vm, number in ((one, first), (other, second)):
+            assert BASE < number < BASE + 65536 and number % 2 == 0, number
+            for pid in unit_pids(vm.Unit):
+                assert {int(n) for n in status(pid, "Uid") + status(pid, "Gid")} == {number} and status(pid, "Groups") == []
+        one.stop()
+        booted(one)
+        assert uid(one) == first
+
+
+@test("it has no rights, no core dumps, and namespaces of its own")
+def _():
+    with vm_of() as vm:
+        booted(vm)
+        pid = vm.LeaderPID
+        for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status(pid, kind)[0], 16) == 0, kind
+        assert status(pid, "NoNewPrivs") == ["1"] and status(pid, "NSpid")[-1] == "1"
+        with open(f"/proc/{pid}/limits", encoding="utf-8") as f:
+            limits = {line[:26].strip(): line[26:].split()[:2] for line in f}
+        assert limits["Max core file size"] == ["0", "0"] and limits["Max processes"] == ["1024", "1024"], limits
+        with open(f"/proc/{pid}/coredump_filter", encoding="utf-8") as f:
+            assert int(f.read(), 16) == 0
+        for kind in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):
+            assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/1/ns/{kind}"), kind
+
+
+@test("it sees programs, its devices and its files, and nothing else")
+def _():
+    with vm_of(tiny_definition(boot={"kernel": kernel(TREE + "/kernel")})) as vm:
+        booted(vm)
+        top = set(os.listdir(view(vm, "/")))
+        assert top - {"vm"} == {"bin", "dev", "files", "lib", "lib32", "lib64", "libx32", "sbin", "usr"}, top
+        assert ("vm" in top) == (BACKEND != "qemu")
+        devices = set(os.listdir(view(vm, "/dev")))
+        assert devices - {"kvm"} == {"null", "zero", "full", "random", "urandom", "stderr"}, devices
+        with open(f"/proc/{vm.LeaderPID}/mountinfo", encoding="utf-8") as f:
+            mounts = {line.split()[4]: line.split()[5].split(",") for line in f}
+        assert not any("rw" in options for at, options in mounts.items()
+                       if at != "/vm" and not (BACKEND == "firecracker" and at == "/files/3")), mounts
+        assert all("nosuid" in options for options in mounts.values()), mounts
+
+
+@test("its scope is allowed its devices alone")
+def _():
+    with vm_of() as vm:
+        booted(vm)
+        assert unit_property(vm.Unit, "DevicePolicy") == "closed"
+        allowed = unit_property(vm.Unit, "DeviceAllow")
+        assert "vhost" not in allowed and ("/dev/kvm rwm" in allowed or BACKEND == "qemu"), allowed
+
+
+@test("a kernel and disks that are their owner's alone: they are used, and stay as they are")
+def _():
+    for owner in (0, OWNER):
+        files = [kernel(f"{TREE}/{owner}/kernel", owner=owner), make(f"{TREE}/{owner}/disk", owner=owner),
+                 make(f"{TREE}/{owner}/read-only", owner=owner, mode=0o400)]
+        before = [facts(f) for f in files]
+        disks = [{"path": files[1]}, {"path": files[2], "readonly": True}]
+        with vm_of(tiny_definition(boot={"kernel": files[0]}, disks=disks)) as vm:
+            booted(vm)
+            assert [facts(f) for f in files] == before
+            vm.kill()
+        assert [facts(f) for f in files] == before
+
+
+@test("what was opened is what it sees, whatever has its name by then")
+def _():
+    path = kernel(TREE + "/moved")
+    with vm_of(tiny_definition(boot={"kernel": path})) as vm:
+        booted(vm)
+        os.unlink(path)
+        make(path, text=b"another\n", mode=0o644)
+        shown = [view(vm, "/files/" + name) for name in os.listdir(view(vm, "/files"))]
+        assert not any(os.path.samefile(path, f) for f in shown)
+        if RESETS:
+            vm.reset()
+            wait_for(lambda: times_on(vm, b"TINY-UP") == 2, 10, "the guest's second start")
+
+
+@test("a kernel on a file system without idmapped mounts is copied")
+def _():
+    path = kernel(PLAIN + "/kernel")
+    before = facts(path)
+    with vm_of(tiny_definition(boot={"kernel": path})) as vm:
+        booted(vm)
+        assert facts(path) == before
+
+
+@test("a disk on such a file system: QEMU has it, others by a loop device, or the start says what is missing")
+def _():
+    path = make(PLAIN + "/disk")
+    before = facts(path)
+    with vm_of(tiny_definition(disks=[{"path": path}])) as vm:
+        if BACKEND == "qemu" or os.path.exists("/dev/loop-control"):
+            booted(vm)
+            vm.kill()
+        else:
+            with expect_error("BackendFailed", "disks[0].path: the file system of " + path + " knows no idmapped mounts"):
+                vm.start()
+            assert words(vm) == ("Stopped", "start-failed")
+        assert facts(path) == before
+
+
+@test("a disk that all may write to needs no map")
+def _():
+    path = make(PLAIN + "/shared", mode=0o666)
+    with vm_of(tiny_definition(disks=[{"path": path}])) as vm:
+        booted(vm)
+
+
+@test("nothing of a VM is anybody's who is not root, and what it makes goes with it")
+def _():
+    with vm_of() as vm:
+        booted(vm)
+        where = f"/run/vmunit/vms/{vm.Id}"
+        assert os.stat(where).st_mode & 0o777 == 0o700 and os.stat(where).st_uid == 0
+        for name in os.listdir(where):
+            assert os.lstat(f"{where}/{name}").st_uid == 0, name
+        vm.kill()
+        assert not os.path.exists(where)
+
+
+@test("a network namespace of its own has no devices but lo, which is down")
+def _():
+    with vm_of() as vm:
+        booted(vm)
+        with open(f"/proc/{vm.LeaderPID}/net/dev", encoding="utf-8") as f:
+            devices = [line.split(":")[0].strip() for line in f if ":" in line]
+        assert devices == ["lo"], devices
+        with open(f"/proc/{vm.LeaderPID}/net/tcp", encoding="utf-8") as f:
+            assert len(f.readlines()) == 1
+
+
+@test("SIGTERM to its scope ends a VMM that handles it, and does nothing to one that does not")
+def _():
+    with vm_of() as vm:
+        booted(vm)
+        pid = vm.LeaderPID
+        systemctl("kill", "--signal=TERM", vm.Unit)
+        if BACKEND == "firecracker":
+            vm.pause()
+            vm.resume()
+            assert vm.LeaderPID == pid and words(vm) == ("Running", "")
+            systemctl("kill", "--signal=KILL", vm.Unit)
+        wait_exit(pid)
+        wait_for(lambda: vm.State != "Running", 10, "the end of the VM")
+
+
+run()
