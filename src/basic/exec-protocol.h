@@ -30,8 +30,7 @@ typedef enum ExecRight {
         EXEC_KVM = 1 << 0,
         EXEC_VHOST_VSOCK = 1 << 1,
         EXEC_SOCKETS = 1 << 2,          /* it makes sockets, in a file system of its own at EXEC_SOCKETS_DIR */
-        EXEC_IO_URING = 1 << 3,
-        _EXEC_RIGHTS_ALL = (1 << 4) - 1,
+        _EXEC_RIGHTS_ALL = (1 << 3) - 1,
 } ExecRight;
 #define EXEC_SOCKETS_DIR "/vm"
 #define EXEC_VSOCK EXEC_SOCKETS_DIR "/vsock" /* where a VMM that has its own kind of vsock listens */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Prints, while vmunit is built, a filter of system calls that vmunit-exec loads: what libseccomp makes of these lists.
- * make-filter vmm: for VMMs; vmm-io-uring: for the one whose disks need rings. make-filter virtiofsd: it goes into a chroot, and then loads
- * a stricter one of its own. make-filter passt: it builds a sandbox of its own, and then does the same. */
+ * make-filter vmm: for VMMs. make-filter virtiofsd: it goes into a chroot, and then loads a stricter one of its own. make-filter passt: it
+ * builds a sandbox of its own, and then does the same. */
 
 #include <errno.h>
 #include <linux/filter.h>
@@ -15,10 +15,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* None of them has a use for these, and each has been the way out of some sandbox. */
+/* None of them has a use for these, and each has been the way out of some sandbox. On a ring requests go past this filter: of any kind of
+ * socket, of AF_VSOCK, too. Of asynchronous requests (io_setup) the host has a number, which one could take for itself. */
 static const char *const denied[] = {
         "acct", "add_key", "adjtimex", "bpf", "clock_adjtime", "clock_settime", "create_module", "delete_module", "fanotify_init",
-        "fanotify_mark", "finit_module", "fsconfig", "fsmount", "fsopen", "fspick", "init_module", "ioperm", "iopl", "kcmp",
+        "fanotify_mark", "finit_module", "fsconfig", "fsmount", "fsopen", "fspick", "init_module", "io_cancel", "io_destroy", "io_getevents",
+        "io_pgetevents", "io_setup", "io_submit", "io_uring_enter", "io_uring_register", "io_uring_setup", "ioperm", "iopl", "kcmp",
         "kexec_file_load", "kexec_load", "keyctl", "lookup_dcookie", "memfd_secret", "mount_setattr", "move_mount", "mq_getsetattr",
         "mq_notify", "mq_open", "mq_timedreceive", "mq_timedsend", "mq_unlink", "msgctl", "msgget", "msgrcv", "msgsnd", "nfsservctl",
         "open_by_handle_at", "open_tree", "perf_event_open", "personality", "pidfd_getfd", "process_madvise", "process_vm_readv",
@@ -27,8 +29,6 @@ static const char *const denied[] = {
         "swapoff", "swapon", "syslog", "uselib", "userfaultfd", "vhangup", "vmsplice",
 };
 
-/* A ring opens sockets past this filter. Cloud Hypervisor needs it for disks. */
-static const char *const rings[] = { "io_uring_enter", "io_uring_register", "io_uring_setup" };
 /* What else a virtiofsd has no use for; and both not for unshare(2) and clone(2) with the flags below */
 static const char *const denied_to_virtiofsd[] = { "mount", "pivot_root", "umount", "umount2" };
 /* What else a VMM has no use for. To the kernel it is the owner of an image that is shown to it
@@ -120,12 +120,10 @@ static int deny_sockets(scmp_filter_ctx f, bool vmm, bool passt) {
         return r;
 }
 
-static int fill(scmp_filter_ctx f, bool vmm, bool ring, bool passt) {
+static int fill(scmp_filter_ctx f, bool vmm, bool passt) {
         int r;
 
         r = deny(f, denied, N(denied));
-        if (r >= 0 && !ring)
-                r = deny(f, rings, N(rings));
         if (r >= 0)
                 r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : passt ? 0 : deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
         if (r >= 0 && vmm)
@@ -134,6 +132,8 @@ static int fill(scmp_filter_ctx f, bool vmm, bool ring, bool passt) {
                 r = deny_namespaces(f);
         if (r >= 0 && vmm)
                 r = deny_ioctls(f);
+        if (r >= 0 && vmm) /* whoever opens an image that is leased has to wait */
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(fcntl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffffUL, 1024 /* F_SETLEASE */));
         if (r >= 0) /* libc falls back on clone, whose flags can be looked at */
                 r = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
         return r < 0 ? r : deny_sockets(f, vmm, passt);
@@ -146,7 +146,7 @@ int main(int argc, char *argv[]) {
         if (!f || argc != 2)
                 return EXIT_FAILURE;
         (void) seccomp_attr_set(f, SCMP_FLTATR_CTL_OPTIMIZE, 2);
-        r = fill(f, strncmp(argv[1], "vmm", 3) == 0, strcmp(argv[1], "vmm-io-uring") == 0, strcmp(argv[1], "passt") == 0);
+        r = fill(f, strcmp(argv[1], "vmm") == 0, strcmp(argv[1], "passt") == 0);
         if (r >= 0)
                 r = print_filter(f);
         seccomp_release(f);

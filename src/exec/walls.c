@@ -59,10 +59,6 @@ static const struct sock_filter filter_vmm[] = {
 #include "exec/filter-vmm.h"
 };
 
-static const struct sock_filter filter_vmm_io_uring[] = {
-#include "exec/filter-vmm-io-uring.h"
-};
-
 static const struct sock_filter filter_virtiofsd[] = {
 #include "exec/filter-virtiofsd.h"
 };
@@ -151,7 +147,5 @@ int walls_enter(const Walls *w, const char **ret_what) {
                 return load_filter(filter_virtiofsd, ELEMENTSOF(filter_virtiofsd));
         if (w->network)
                 return load_filter(filter_passt, ELEMENTSOF(filter_passt));
-        if (w->rights & EXEC_IO_URING)
-                return load_filter(filter_vmm_io_uring, ELEMENTSOF(filter_vmm_io_uring));
         return load_filter(filter_vmm, ELEMENTSOF(filter_vmm));
 }
