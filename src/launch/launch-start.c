@@ -117,13 +117,13 @@ static bool argv_valid(const char *argv, size_t size) {
         return n <= ARGUMENTS_MAX;
 }
 
-static int validate(const Request *r) {
+int start_validate(const Request *r) {
         static const ShareRequest no_share;
         static const NetworkRequest no_network;
         const StartRequest *q = (const StartRequest *) r->header;
         bool share, network;
 
-        if (r->size < sizeof(*q) || q->argv_size != r->size - sizeof(*q) || q->kind >= _START_KIND_MAX ||
+        if (r->size < sizeof(*q) || q->argv_size != r->size - sizeof(*q) || q->program >= _PROGRAM_MAX || q->kind >= _START_KIND_MAX ||
             q->console_log_max < CONSOLE_LOG_SIZE_MIN || q->console_log_max > CONSOLE_LOG_SIZE_MAX)
                 return -EINVAL;
         share = q->kind == START_SHARE;
@@ -255,7 +255,7 @@ static int start_helper(const Request *r, const Config *config, const char *exec
         pid_t pid;
         int k;
 
-        k = validate(r);
+        k = start_validate(r);
         if (k >= 0)
                 k = program_find(config, q->program, program, &st);
         if (k >= 0)

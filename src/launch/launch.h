@@ -18,5 +18,7 @@ void probe_run(int sock, const Request *r, const Config *config);
 void vsock_run(int sock, const Request *r);
 void loop_run(int sock, const Request *r);
 
+/* Whether a START may be done as it is: 0, or -EINVAL */
+int start_validate(const Request *r);
 /* Checks all, forks the helper, answers. Gives the helper's pid, or a negative errno, which it has answered, too. */
 pid_t start_run(int sock, const Request *r, const Config *config, const char *exec_path);
