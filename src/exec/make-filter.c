@@ -58,6 +58,8 @@ static int deny_namespaces(scmp_filter_ctx f) {
                         r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1,
                                              SCMP_A0(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]));
         }
+        if (r >= 0) /* which clone(2) does not know: there it is part of a signal's number */
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 1, SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_NEWTIME, CLONE_NEWTIME));
         return r;
 }
 

@@ -36,10 +36,9 @@ CAPS = {"sys_module": 16, "sys_rawio": 17, "sys_nice": 23, "sys_resource": 24, "
 NO_SUCH_CALL = {"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT"}
 # How many descriptors are given: standard streams, sockets, kernel and disk
 FDS = {"qemu": 6, "firecracker": 7, "cloud-hypervisor": 7, "virtiofsd": 4}
-# What a virtiofsd is given, for it is root of a user namespace and builds a sandbox of its own: its own processes in /proc, namespaces below its
-# own, rights that count in them alone; of root's share also the other ids that its namespace has.
-VIRTIOFSD = set("""proc-self proc-environ-of-1 proc-root-of-1 proc-memory proc-mounts proc-keys unshare-user unshare-mounts unshare-pids
-    unshare-network unshare-ipc unshare-uts unshare-cgroup unshare-time clone-user clone-high-bits chroot root root-group capabilities
+# What a virtiofsd is given, for it is root of a user namespace and shuts itself in: its own processes in /proc, rights that count in its namespace
+# alone; of root's share also the other ids that its namespace has.
+VIRTIOFSD = set("""proc-self proc-environ-of-1 proc-root-of-1 proc-memory proc-mounts proc-keys chroot root root-group capabilities
     has-capabilities has-bounding-set has-root""".split())
 ROOTS_VIRTIOFSD = VIRTIOFSD | set("socket-forged other-vms-id groups file-id".split())
 manager = Manager()
