@@ -60,24 +60,30 @@ static size_t right_request(StartRequest *q, bool share, int *fds) {
         return n;
 }
 
-static void check_taken(const StartRequest *q, size_t size, size_t n_fds) {
-        bool share = q->program == PROGRAM_VIRTIOFSD;
+static bool is_vms(uint32_t id) {
+        return id > VM_IDS_BASE && id < VM_IDS_BASE + SHARE_IDS;
+}
 
-        fuzz_assert(q->program < _PROGRAM_MAX && share == (q->kind == START_SHARE) && q->kind < _START_KIND_MAX);
-        fuzz_assert(q->n_fds + _HELPER_FD_MAX == n_fds && q->argv_size == size - sizeof(*q));
+static void check_taken(const StartRequest *q, size_t size, size_t n_fds) {
+        bool share = q->program == PROGRAM_VIRTIOFSD, network = q->program == PROGRAM_PASST;
+
+        fuzz_assert(q->program < _PROGRAM_MAX && share == (q->kind == START_SHARE) && network == (q->kind == START_NETWORK));
+        fuzz_assert(q->kind < _START_KIND_MAX && q->n_fds + _HELPER_FD_MAX == n_fds && q->argv_size == size - sizeof(*q));
         fuzz_assert(q->argv_size > 0 && q->argv[0] && !q->argv[q->argv_size - 1]);
         if (share) {
                 bool one = q->share.count == 1;
 
-                fuzz_assert(one || (q->share.count == SHARE_IDS && q->share.base == VM_IDS_BASE + SHARE_IDS));
-                fuzz_assert(!one || (q->share.base > VM_IDS_BASE && q->share.base < VM_IDS_BASE + SHARE_IDS));
+                fuzz_assert(one ? is_vms(q->share.base) : q->share.count == SHARE_IDS && q->share.base == VM_IDS_BASE + SHARE_IDS);
                 fuzz_assert(one == (q->share.uid != 0) && q->share.uid != UINT32_MAX && q->share.gid != UINT32_MAX);
+        } else
+                fuzz_assert(q->share.base == 0 && q->share.count == 0 && q->share.uid == 0 && q->share.gid == 0);
+        if (share || network)
                 fuzz_assert(q->vmm.id == 0 && q->vmm.rights == 0);
-        } else {
-                fuzz_assert(q->vmm.id > VM_IDS_BASE && q->vmm.id < VM_IDS_BASE + SHARE_IDS && q->vmm.id % 2 == VM_IDS_BASE % 2);
-                fuzz_assert(!(q->vmm.rights & ~(uint32_t) _EXEC_RIGHTS_ALL));
-                fuzz_assert(strnlen(q->vmm.shown, VMM_FDS_MAX) == q->n_fds && q->share.base == 0 && q->share.count == 0);
+        else {
+                fuzz_assert(is_vms(q->vmm.id) && q->vmm.id % 2 == VM_IDS_BASE % 2 && !(q->vmm.rights & ~(uint32_t) _EXEC_RIGHTS_ALL));
+                fuzz_assert(strnlen(q->vmm.shown, VMM_FDS_MAX) == q->n_fds);
         }
+        fuzz_assert(network ? is_vms(q->network.id) : q->network.id == 0 && q->network.low_ports == 0);
 }
 
 /* Bytes: which of the two; by how many bytes it is longer or shorter; how many fds are others, each with its place and kind; then places and what
