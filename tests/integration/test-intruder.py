@@ -101,9 +101,10 @@ def file_of(name, size, begin=b""):
 
 def install(place, facts):
     path = f"{PLACE}/intruder-{place}"
-    shutil.copy(PROGRAM, path)
-    with open(path, "ab") as f:
+    shutil.copy(PROGRAM, path + ".new")
+    with open(path + ".new", "ab") as f:
         f.write(b"\nFACTS OF THE HOST\n" + "".join(f"{k}={v}\n" for k, v in facts.items()).encode())
+    os.rename(path + ".new", path)                          # the daemon may just be asking the last one for its version
     return path
 
 
