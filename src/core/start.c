@@ -348,8 +348,11 @@ static void start_disconnected(Start *s, int error) {
         vm_disconnect(vm);
         if (vm->run->dead || (error == -EPIPE && start_hung_up(s) >= 0))
                 return;
-        (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s answers what can't be understood: %s",
-                           vm_backend_title(vm), strerror(-error));
+        if (error == -ETIMEDOUT)
+                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s does not answer", vm_backend_title(vm));
+        else
+                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s answers what can't be understood: %s",
+                                   vm_backend_title(vm), strerror(-error));
         start_fail(s);
 }
 

@@ -291,7 +291,11 @@ def _():
         at_once([(vm.path, VM_INTERFACE, "Update", GLib.Variant("(sa{sv})", (json.dumps({"cpus": cpus}), {})))
                  for cpus in (4, 3, 2, 4, 3, 1, 2) for vm in vms])
         assert_within()
-        assert sum(vm.CPUs for vm in vms) >= 4
+        for vm in vms:
+            vm.update({"cpus": 1})
+        vms[0].update({"cpus": 4})  # what was refused or is gone takes nothing away
+        with refused("cpus", "6 CPUs", "1 more"):
+            vms[1].update({"cpus": 2})
 
 
 @test("300 random creates, updates and removals, with a daemon that dies: never too much", timeout=120)
