@@ -283,6 +283,8 @@ void share_is_ready(Share *share) {
         share->start = share_start_free(share->start);
         share->ready = true;
         share->renew = false;
+        if (!share->kind->essential)
+                share->proof = sd_event_source_disable_unref(share->proof);
         (void) sd_event_now(share->vm->manager->event, CLOCK_MONOTONIC, &share->ready_usec);
         if (share->vm->start)
                 start_share_ready(share->vm);
@@ -342,6 +344,8 @@ void share_failed(Share *share, int error, const char *name, const char *format,
         }
         vm_log(vm, LOG_ERR, "%s[%u] (%s): %s", share->kind->list, share->index, share->tag, text);
         share->renew = !share->kind->essential;
+        if (share->renew)
+                share->proof = sd_event_source_disable_unref(share->proof);
         if (share_start_abandon(share))
                 return;
         if (share->kind->essential)
@@ -390,15 +394,25 @@ static bool may_be_reset(Share *share) {
                                                           share) >= 0;
 }
 
+static int on_again_late(sd_event_source *source, uint64_t usec, void *userdata) {
+        Share *share = userdata;
+
+        share_failed(share, -ETIMEDOUT, VMUNIT_ERROR_TIMEOUT, "no answer from its %s", share->kind->program_name);
+        return 0;
+}
+
 /* A network goes on by another passt, with what is connected from then on. */
 static int on_again(sd_event_source *source, uint64_t usec, void *userdata) {
         Share *share = userdata;
+        Manager *m = share->vm->manager;
         int r;
 
         share->grace = sd_event_source_disable_unref(share->grace);
         if (!vm_is_alive(share->vm) || share->vm->run->ending)
                 return 0;
         r = share_begin(share);
+        if (r >= 0)
+                r = sd_event_add_time_relative(m->event, &share->proof, CLOCK_MONOTONIC, m->config->start_timeout_usec, 0, on_again_late, share);
         if (r < 0)
                 share_failed(share, r, VMUNIT_ERROR_BACKEND_FAILED, "can't start %s again: %s", share->kind->program_name, strerror(-r));
         return 0;

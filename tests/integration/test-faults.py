@@ -626,6 +626,35 @@ def op_share(c):
     return c.expect(("Stopped", "start-failed"), error=True)
 
 
+def with_networks(function):
+    """The same, of a VM that has two."""
+    def whole(c):
+        c.over = {"networks": [{"name": name} for name in ("one", "two")]}
+        return function(c)
+    whole.__name__, whole.plain = function.__name__ + "_with_networks", function
+    return whole
+
+
+def op_network_renewal(c):
+    """Another passt in the place of one that has died, as often as it takes; kill-vmm is the end of it."""
+    c.up()
+    scope, pid = "vmunit-fault-net-two.scope", c.vm.pid
+    c.fire(lambda: os.kill(max(unit_pids(scope)), signal.SIGKILL))
+    c.call = None
+    wait_for(lambda: network_runs("fault", "two"), 60, "another passt", poll=0.1)
+    c.expect("Running")
+    assert c.vm.pid == pid and network_runs("fault", "one")
+
+
+def network_runs(vm, name):
+    """Its passt is behind its own walls, so it is ready."""
+    for pid in unit_pids(f"vmunit-{vm}-net-{name}.scope"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as f:
+            if f.read().startswith("passt") and not os.listdir(f"/proc/{pid}/root"):
+                return True
+    return False
+
+
 def op_share_crash(c):
     c.create(start=True)
     scope = "vmunit-fault-fs-two.scope"
@@ -677,6 +706,9 @@ if SHARES:
     MORE += [(points, with_shares(function)) for points, function in (
         ("start.*", op_start), ("stop.[pqru]*", op_stop), ("stop.button", op_stop), ("stop.kill", op_kill), ("run.gone", op_stop),
         ("remove.*", op_remove), ("takeover.*", op_takeover), ("commit.started.*", op_start), ("commit.vmm-crashed.*", op_crash))]
+if BACKEND == "qemu":
+    MORE += [("share.*", with_networks(op_share)), ("share.*", with_networks(op_network_renewal)),
+             ("takeover.*", with_networks(op_takeover)), ("remove.*", with_networks(op_remove))]
 if BACKEND == "cloud-hypervisor":
     MORE.append(("share.*", with_shares(op_share_renewal)))
 # What always runs, beside the day's part

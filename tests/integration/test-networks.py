@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
@@ -212,6 +213,99 @@ def _():
                 raise AssertionError(program)
             assert words(vm) == ("Stopped", "start-failed")
     assert_no_leftovers(before, 20)
+
+
+HOSTILE = r"""#!/usr/bin/python3 -I
+import os, socket, sys
+if sys.argv[1:] == ["--version"]:
+    print("passt 2025_05_03.587980c")
+    sys.exit()
+said = []
+def attempt(name, function):
+    try:
+        said.append(f"{name}={function() or 0}")
+    except OSError as error:
+        said.append(f"{name}={error.errno}")
+inet, udp = (lambda: socket.socket(socket.AF_INET)), (lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+for address in ("127.0.0.1", "127.0.0.9", "127.255.255.254", "0.0.0.0", "127.0.0.53"):
+    attempt(address, lambda: inet().connect((address, 2310)))
+    attempt("udp-" + address, lambda: udp().sendto(b"x", (address, 2310)) and None)
+    attempt("connected-" + address, lambda: udp().connect((address, 2310)))
+attempt("resolver", lambda: udp().sendto(b"x", ("127.0.0.53", 53)) and None)
+attempt("other-resolver", lambda: udp().sendto(b"x", ("127.0.0.1", 53)) and None)
+asked = udp()
+asked.bind(("127.0.0.1", 2311))
+peer = asked.recvfrom(10)[1]
+attempt("answer", lambda: asked.sendto(b"answer", peer) and None)
+attempt("no-answer", lambda: asked.sendto(b"answer", (peer[0], 2310)) and None)
+attempt("low", lambda: inet().bind(("127.0.0.1", 83)))
+for name, family in (("unix", socket.AF_UNIX), ("inet6", socket.AF_INET6), ("vsock", socket.AF_VSOCK), ("packet", socket.AF_PACKET)):
+    attempt(name, lambda: socket.socket(family, socket.SOCK_DGRAM) and None)
+attempt("netlink", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) and None)
+for path in ("/etc/shadow", "/run", "/root", "/var"):
+    attempt(path, lambda: os.stat(path) and None)
+attempt("made", lambda: open("/etc/made", "w") and None)
+attempt("root", lambda: ",".join(sorted(os.listdir("/"))))
+attempt("etc", lambda: ",".join(os.listdir("/etc")))
+attempt("pids", lambda: ",".join(sorted(name for name in os.listdir("/proc") if name.isdigit())))
+print(" ".join(said), file=sys.stderr)
+sys.exit(1)
+"""
+EPERM, EACCES, ENOENT, EROFS, EAFNOSUPPORT = 1, 13, 2, 30, 97
+
+
+def ask_until_answered():
+    """Somebody on the host who speaks first to what a passt has bound"""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.settimeout(0.2)
+        while True:
+            with contextlib.suppress(OSError):
+                s.sendto(b"hello", ("127.0.0.1", 2311))
+                if s.recv(10) == b"answer":
+                    return
+
+
+@test("a passt that was taken over reaches nothing on the host's 127.0.0.0/8, no abstract sockets, no file", timeout=60)
+def _():
+    program, refused = "/usr/local/bin/hostile-passt", []
+    with open(program, "w", encoding="ascii") as f:
+        f.write(HOSTILE)
+    os.chmod(program, 0o755)
+    with open("/etc/resolv.conf", "w", encoding="ascii") as f:
+        f.write("nameserver 127.0.0.53\n")
+    with contextlib.ExitStack() as stack:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            server = stack.enter_context(socket.socket(socket.AF_INET, kind))
+            server.bind(("0.0.0.0", 2310))
+            server.setblocking(False)
+            refused.append(server)
+        refused[0].listen()
+        thread = threading.Thread(target=ask_until_answered, daemon=True)
+        thread.start()
+        with vm_of(networked()) as vm, configured(Passt=program):
+            try:
+                vm.start()
+            except BusError as error:
+                said = dict(word.split("=", 1) for word in error.message.split() if "=" in word)
+            else:
+                raise AssertionError("it is no passt")
+        for server in refused:
+            try:
+                server.accept() if server.type == socket.SOCK_STREAM else server.recv(10)
+            except BlockingIOError:
+                continue
+            raise AssertionError(f"{server} was reached")
+        thread.join(10)
+        assert not thread.is_alive(), "its answer has come"
+    want = {prefix + address: EPERM for prefix in ("", "udp-", "connected-")
+            for address in ("127.0.0.1", "127.0.0.9", "127.255.255.254", "0.0.0.0", "127.0.0.53")}
+    want |= {"resolver": 0, "other-resolver": EPERM, "answer": 0, "no-answer": EPERM, "low": EACCES, "netlink": 0, "made": EROFS}
+    want |= {name: EAFNOSUPPORT for name in ("unix", "inet6", "vsock", "packet")}
+    want |= {path: ENOENT for path in ("/etc/shadow", "/run", "/root", "/var")}
+    want |= {"etc": "resolv.conf", "pids": "1"}
+    found = {name: said.get(name) for name in want}
+    assert found == {name: str(value) for name, value in want.items()}, said
+    assert set(said["root"].split(",")) <= {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "tmp", "usr"}, said
 
 
 @test("without passt such a definition is refused, and the message names the package")

@@ -53,26 +53,32 @@ def _processes():
 class Machine:
     """A VM as the bus shows it."""
 
-    def __init__(self, path, properties, tags=()):
+    def __init__(self, path, properties, companions=()):
         self.path, self.p = path, properties
         self.name, self.id, self.state, self.pid = (properties[k] for k in ("Name", "Id", "State", "LeaderPID"))
         self.units = {f"vmunit-{escape(self.name)}.scope", f"machine-vmunit-{escape(self.name)}.slice"}
         above = f"/machine-vmunit-{escape(self.name)}.slice/"
         self.cgroup = f"{above}vmunit-{escape(self.name)}.scope"
-        scopes = {f"vmunit-{escape(self.name)}-fs-{escape(tag)}.scope" for tag in tags}
-        self.units |= scopes
-        self.shares = {above + scope for scope in scopes}
+        scopes = {f"vmunit-{escape(self.name)}-{kind}-{escape(name)}.scope": program for kind, name, program in companions}
+        self.units |= set(scopes)
+        self.companions = {above + scope: program for scope, program in scopes.items()}
 
     def __str__(self):
         return f"{self.name} ({self.state}, {self.p['StateReason']!r}, PID {self.pid})"
 
 
+def _companions(definition):
+    """Kind, name and program of what runs beside the VMM"""
+    return ([("fs", fs["tag"], "virtiofsd") for fs in definition.get("filesystems", [])] +
+            [("net", n["name"], "passt") for n in definition.get("networks", []) if n.get("type", "user") == "user"])
+
+
 def machines():
     objects = Manager().objects()
     jobs = [path for path, interfaces in objects.items() if JOB in interfaces]
-    tags = {row["vm_id"]: [fs["tag"] for fs in json.loads(row["text"]).get("filesystems", [])]
-            for row in _rows("SELECT vm_id, text FROM definition WHERE text LIKE '%filesystems%'")}
-    return [Machine(path, i[VM_INTERFACE], tags.get(i[VM_INTERFACE]["Id"], ())) for path, i in objects.items() if VM_INTERFACE in i], jobs
+    companions = {row["vm_id"]: _companions(json.loads(row["text"])) for row in _rows("SELECT vm_id, text FROM definition")}
+    return [Machine(path, i[VM_INTERFACE], companions.get(i[VM_INTERFACE]["Id"], ())) for path, i in objects.items()
+            if VM_INTERFACE in i], jobs
 
 
 def unrest():
@@ -91,10 +97,10 @@ def _check_live(vm, processes):
     inside = sorted(name for name, cgroup in processes.values() if cgroup.endswith(vm.cgroup))
     if len([n for n in inside if n.startswith(VMM_COMMS)]) != 1 or len([n for n in inside if n == "vmunit-exec"]) != 1:
         yield f"{vm} consists of {inside}"
-    for share in vm.shares:
-        inside = sorted({name for name, cgroup in processes.values() if cgroup.endswith(share)})
-        if inside != ["virtiofsd", "vmunit-exec"]:
-            yield f"{vm}: {share} consists of {inside}"
+    for companion, program in vm.companions.items():
+        inside = sorted({name.removesuffix(".avx2") for name, cgroup in processes.values() if cgroup.endswith(companion)})
+        if inside != sorted([program, "vmunit-exec"]):
+            yield f"{vm}: {companion} consists of {inside}"
 
 
 def _check_os(vms):
@@ -108,7 +114,7 @@ def _check_os(vms):
     for vm in live:
         yield from _check_live(vm, processes)
     for pid, (name, cgroup) in processes.items():
-        if not any(cgroup.endswith((vm.cgroup, *vm.shares)) for vm in live):
+        if not any(cgroup.endswith((vm.cgroup, *vm.companions)) for vm in live):
             yield f"process {pid} ({name}) in {cgroup} is nobody's"
 
     ours = set().union(*(vm.units for vm in live)) if live else set()
