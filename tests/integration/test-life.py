@@ -852,7 +852,7 @@ def _():
     with vm_of() as vm:
         vm.start()
         vm.wait_log(b"TINY-UP")
-        os.unlink(f"/run/vmunit/vms/{vm.Id}/{SOCKET}")
+        os.unlink(api_socket(vm.Id))
         vm.stop(timeout_usec=FOR_EVER)
         assert words(vm) == ("Stopped", "stop-forced"), words(vm)
         vm.start()
