@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/share.h"
+#include "vmm/vhost-user.h"
 
 /* What a share's start and its kinds have in common, and nobody else has. */
 
@@ -22,8 +23,7 @@ struct ShareStart {
         bool version_known, opened;
         bool abandoned;                 /* but PID 1 is still to say whether there is a scope */
         sd_event_source *answer;
-        uint8_t message[20];            /* what has come of the answer */
-        size_t n_message;
+        VhostUserAnswer message;        /* a virtiofsd's */
 };
 
 /* What a kind of companion of a VMM does its own way */

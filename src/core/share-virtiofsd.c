@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <endian.h>
 #include <fcntl.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "basic/fault.h"
@@ -18,55 +16,35 @@
 
 #define OPEN_TIMEOUT_USEC (5 * USEC_PER_SEC)
 
-/* vhost-user: docs/interop/vhost-user.rst of QEMU. The first message of each VMM, which changes nothing */
-#define GET_FEATURES 1U
-#define VERSION_1 1U
-#define IS_REPLY (1U << 2)
-
-typedef struct VhostMessage {
-        uint32_t request, flags, size;
-        uint64_t features;
-} __attribute__((__packed__)) VhostMessage;
-
 enum { FD_DIRECTORY, FD_LISTEN, N_FDS };
 
 /* Its answer */
 
-static bool is_answer(const VhostMessage *m) {
-        return le32toh(m->request) == GET_FEATURES && (le32toh(m->flags) & IS_REPLY) && le32toh(m->size) == sizeof(m->features);
-}
-
 static int on_answer(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
         ShareStart *s = userdata;
-        ssize_t n;
+        int r;
 
-        n = read(fd, s->message + s->n_message, sizeof(VhostMessage) - s->n_message);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR))
-                return 0;
-        if (n <= 0) { /* its end tells more */
-                s->answer = sd_event_source_disable_unref(s->answer);
-                return 0;
-        }
-        s->n_message += (size_t) n;
-        if (s->n_message < sizeof(VhostMessage))
-                return 0;
-        if (is_answer((const VhostMessage *) s->message))
+        r = vhost_user_read(&s->message, fd);
+        if (r > 0)
                 share_is_ready(s->share);
-        else
-                share_start_failed(s, -EBADMSG, " does not speak vhost-user");
+        else if (r == -EBADMSG)
+                share_start_failed(s, r, " does not speak vhost-user");
+        else if (r < 0) /* its end tells more */
+                s->answer = sd_event_source_disable_unref(s->answer);
         return 0;
 }
 
 /* Said before the VMM has the connection, for whom it makes no difference. */
 static int ask(ShareStart *s) {
-        const VhostMessage m = { .request = htole32(GET_FEATURES), .flags = htole32(VERSION_1) };
+        int r;
 
         if (s->vmm_fd < 0) { /* its VMM connects by itself, and it takes one connection */
                 share_is_ready(s->share);
                 return 0;
         }
-        if (send(s->vmm_fd, &m, offsetof(VhostMessage, features), MSG_NOSIGNAL) != offsetof(VhostMessage, features))
-                return -errno;
+        r = vhost_user_ask(s->vmm_fd);
+        if (r < 0)
+                return r;
         return sd_event_add_io(s->share->vm->manager->event, &s->answer, s->vmm_fd, EPOLLIN, on_answer, s);
 }
 
