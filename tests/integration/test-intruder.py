@@ -25,7 +25,7 @@ SET_USER_ID = "/usr/bin/vmunit-test-set-user-id"
 BLOCK_DEVICE = "/dev/vmunit-test-disk"
 HOST_ADDRESS, PORT, ABSTRACT, IPC_KEY = "192.0.2.1", 7777, "vmunit-test-abstract", 0x766d7574
 DISK_SIZE, KERNEL_SIZE = 3 * 2**20 + 512, 77777
-KEYS = {"qemu": "QEMU", "firecracker": "Firecracker", "cloud-hypervisor": "CloudHypervisor", "virtiofsd": "VirtioFSD"}
+KEYS = {"qemu": "QEMU", "firecracker": "Firecracker", "cloud-hypervisor": "CloudHypervisor", "virtiofsd": "VirtioFSD", "passt": "Passt"}
 
 # What root has no right to either where it lacks a capability, which a box or what it stands in may take away
 NEEDS = {"module": "sys_module", "module-file": "sys_module", "module-unload": "sys_module", "device-mem": "sys_rawio", "kernel-log": "syslog",
@@ -41,6 +41,9 @@ FDS = {"qemu": 6, "firecracker": 7, "cloud-hypervisor": 7, "virtiofsd": 4}
 VIRTIOFSD = set("""proc-self proc-environ-of-1 proc-root-of-1 proc-memory proc-mounts proc-keys chroot root root-group capabilities
     has-capabilities has-bounding-set has-root""".split())
 ROOTS_VIRTIOFSD = VIRTIOFSD | set("socket-forged other-vms-id groups file-id".split())
+# A passt is in the host's network, but for 127.0.0.0/8, has a resolv.conf, and shuts itself in by a user namespace.
+PASST = set("""proc-self proc-environ-of-1 proc-root-of-1 proc-memory proc-mounts proc-keys list-etc unshare-user clone-user clone-high-bits
+    connect-host datagram-host interface-up socket-netlink socket-netlink-events socket-netlink-audit has-bounding-set""".split())
 manager = Manager()
 outside = {}
 
@@ -176,13 +179,18 @@ def explained(name):
     return name == "proc-sysrq" and not os.path.exists("/proc/sysrq-trigger")
 
 
-def judge(place, text, allowed=frozenset(), bounded=True):
+def bounded():
+    """Whether a scope's TasksMax= holds here"""
+    return os.path.exists(unit_cgroup("vmunitd.service") + "/pids.max")
+
+
+def judge(place, text, allowed=frozenset()):
     """Nothing worked, and nothing that works nowhere passes for refused."""
     inside = attempts(text)
     for result in sorted(set(inside.values())):
         print(f"# {result}: " + " ".join(name for name in inside if inside[name] == result))
     wrong = [] if inside.keys() == outside.keys() else ["other attempts than outside"]
-    if not bounded:                                         # by its scope, where there is such a controller
+    if place == "virtiofsd" and not bounded():
         allowed = allowed | {"fork-bomb"}
     wrong += [f"{name}: {result}" for name, result in inside.items()
               if (result in ("worked", "hung", "strange")) is not (name in allowed)]
@@ -230,8 +238,19 @@ for owner in (0, 65534):
             with expect_error("BackendFailed", text="virtiofsd"):
                 vm.start()
             with open(share + "/results", encoding="utf-8") as f:
-                judge("virtiofsd", f.read(), VIRTIOFSD if uid else ROOTS_VIRTIOFSD, os.path.exists(unit_cgroup("vmunitd.service") + "/pids.max"))
+                judge("virtiofsd", f.read(), VIRTIOFSD if uid else ROOTS_VIRTIOFSD)
             assert (os.stat(share + "/results").st_uid, os.stat(share).st_uid) == (uid, uid)
+
+
+@test("in the place of a passt nothing works but what it is for", timeout=150)
+def _():
+    with scene("passt", "qemu", networks=[{}]) as (_, vm):
+        try:
+            vm.start()
+        except BusError as error:                           # who has less room for words has fewer
+            worked, total = re.search(r"((?: [\w.:-]+)*) OF (\d+)", error.message).groups()
+        allowed = PASST if bounded() else PASST | {"fork-bomb"}
+        assert int(total) == len(outside) and set(worked.split()) == allowed, worked
 
 
 run()
