@@ -80,6 +80,8 @@ static void stop_set_timer(Stop *s, uint64_t until_usec) {
         if (until_usec == USEC_INFINITY)
                 return;
         r = sd_event_add_time(s->vm->manager->event, &s->timer, CLOCK_MONOTONIC, until_usec, 0, on_timer, s);
+        if (r == -ESTALE) /* the loop has ended: the next daemon goes on */
+                return;
         if (r < 0) {
                 vm_log(s->vm, LOG_WARNING, "no timer, so it is ended the hard way: %s", strerror(-r));
                 run_kill(s->vm->run);

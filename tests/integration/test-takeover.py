@@ -653,6 +653,21 @@ def _():
         assert words(one) == ("Stopped", "stopped")
 
 
+@test("the daemon is ended while the button is on its way: the VM lives, and the next daemon goes on with the stop", timeout=60)
+def _():
+    with running() as vm:
+        deaf(vm)
+        pid = vm.LeaderPID
+        with stopped_process(pid):
+            vm.stop(no_block=True, timeout_usec=FOR_EVER)
+            wait_for(lambda: vm.State == "Stopping")
+            stop_daemon()
+            assert alive(pid)
+        start_daemon()
+        assert (words(vm), vm.LeaderPID) == (("Stopping", ""), pid)
+        vm.kill()
+
+
 # What is found
 
 @test("after a boot of the host: Stopped, host-reboot")
