@@ -657,12 +657,10 @@ def _():
 def _():
     with running() as vm:
         deaf(vm)
-        pid = vm.LeaderPID
-        with stopped_process(pid):
+        with stopped_process(vm.LeaderPID) as pid:
             vm.stop(no_block=True, timeout_usec=FOR_EVER)
             wait_for(lambda: vm.State == "Stopping")
             stop_daemon()
-            assert alive(pid)
         start_daemon()
         assert (words(vm), vm.LeaderPID) == (("Stopping", ""), pid)
         vm.kill()

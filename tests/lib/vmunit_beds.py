@@ -165,7 +165,7 @@ def stopped_process(pid):
     signal.pidfd_send_signal(fd, signal.SIGSTOP)
     try:
         wait_for(lambda: not _threads_run(pid), what=f"all threads of {pid} to stop", poll=0.002)
-        yield
+        yield pid
     finally:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, signal.SIGCONT)
