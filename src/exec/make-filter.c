@@ -40,6 +40,8 @@ static const char *const denied_to_vmms[] = {
 /* Of the same kinds, and younger than some libseccomp: fchmodat2, setxattrat, removexattrat, open_tree_attr, file_setattr. All
  * architectures have these numbers. */
 static const int denied_numbers[] = { 452, 463, 466, 467, 469 };
+/* statmount, listmount: what mountinfo tells, of the host's paths, without a /proc */
+static const int mount_numbers[] = { 457, 458 };
 /* TIOCSTI, TIOCLINUX: what is typed at a terminal. FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, and the latter's 32-bit twin: as above. The kernel
  * looks at 32 bits alone. */
 static const unsigned long ioctls[] = { 0x5412, 0x541c, 0x40086602, 0x40046602, 0x401c5820 };
@@ -63,11 +65,11 @@ static int deny_namespaces(scmp_filter_ctx f) {
         return r;
 }
 
-static int deny_numbers(scmp_filter_ctx f) {
+static int deny_numbers(scmp_filter_ctx f, const int numbers[], size_t n) {
         int r = 0;
 
-        for (size_t i = 0; r >= 0 && i < N(denied_numbers); i++)
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), denied_numbers[i], 0);
+        for (size_t i = 0; r >= 0 && i < n; i++)
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), numbers[i], 0);
         return r;
 }
 
@@ -128,8 +130,10 @@ static int fill(scmp_filter_ctx f, bool vmm, bool passt) {
         r = deny(f, denied, N(denied));
         if (r >= 0)
                 r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : passt ? 0 : deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
+        if (r >= 0)
+                r = deny_numbers(f, mount_numbers, N(mount_numbers));
         if (r >= 0 && vmm)
-                r = deny_numbers(f);
+                r = deny_numbers(f, denied_numbers, N(denied_numbers));
         if (r >= 0 && !passt)
                 r = deny_namespaces(f);
         if (r >= 0 && vmm)

@@ -20,6 +20,21 @@ static int reads(const char *path) {
         return try_open(path, O_RDONLY);
 }
 
+/* listmount(2) of all there are, statmount(2) of the first of them */
+static int mounts(const char *what) {
+        struct { uint32_t size, spare; uint64_t mount, param; } request = { .size = 24, .mount = UINT64_MAX };
+        uint64_t first = 0;
+        char told[4096];
+        long n;
+
+        n = syscall(NR_LISTMOUNT, &request, &first, 1, 0);
+        if (*what == 'l')
+                return outcome(n);
+        request.mount = first;
+        request.param = 2; /* STATMOUNT_MNT_BASIC */
+        return outcome(syscall(NR_STATMOUNT, &request, told, sizeof(told), 0));
+}
+
 static int writes(const char *path) {
         return try_open(path, O_WRONLY);
 }
@@ -182,6 +197,8 @@ const Attempt file_attempts[] = {
         { "proc-memory", writes, "/proc/self/mem" },
         { "proc-fds-of-bystander", lists, "@bystander-proc/fd" },
         { "proc-mounts", reads, "/proc/self/mountinfo" },
+        { "list-mounts", mounts, "list" },
+        { "tell-of-mounts", mounts, "tell" },
         { "proc-core-pattern", writes, "/proc/sys/kernel/core_pattern" },
         { "proc-sysrq", writes, "/proc/sysrq-trigger" },
         { "proc-keys", reads, "/proc/keys" },

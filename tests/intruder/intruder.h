@@ -46,4 +46,6 @@ static inline int outcome(long result) {
 #define NR_QUOTACTL_FD 443
 #define NR_MEMFD_SECRET 447
 #define NR_FCHMODAT2 452
+#define NR_STATMOUNT 457
+#define NR_LISTMOUNT 458
 #define NR_SETXATTRAT 463
