@@ -9,7 +9,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
-from vmunit_beds import KEY
+from vmunit_beds import KEY, status
 
 SLOWER = 4 if SANITIZED else 1
 DEADLINE = 8 if SANITIZED else 4    # StartTimeoutSec=, for those that hang
@@ -27,11 +27,6 @@ good = None                         # a real VM, which must not notice anything
 resident = None
 
 
-def status(pid, key):
-    with open(f"/proc/{pid}/status") as f:
-        return next(line.split()[1] for line in f if line.startswith(key + ":"))
-
-
 def configure():
     global good, resident
     here = os.path.dirname(os.path.realpath(__file__))
@@ -45,7 +40,7 @@ def configure():
     good.start()
     good.wait_log(b"TINY-UP")
     with_another("good-first")                              # what is made once is made now
-    resident = int(status(daemon_pid(), "VmRSS"))
+    resident = int(status(daemon_pid(), "VmRSS")[0])
 
 
 def with_another(name):
@@ -116,7 +111,7 @@ def hostile(behaviour, restarts=False):
     daemon = daemon_pid()
     assert good.pid == leader
     if not SANITIZED:
-        now, peak = int(status(daemon, "VmRSS")), int(status(daemon, "VmHWM"))
+        now, peak = int(status(daemon, "VmRSS")[0]), int(status(daemon, "VmHWM")[0])
         assert now < resident + MEMORY, f"the daemon has grown from {resident} to {now} kB"
         assert peak < resident + PEAK, f"the daemon took {peak} kB, {resident} before"
     with_another("good-next")
@@ -354,7 +349,7 @@ def _():
     with hostile("leader-exits", restarts=True) as vm:
         vm.start()
         leader = vm.pid
-        wait_for(lambda: status(leader, "State") == "Z", 5, "the end of its main thread", poll=0.02)
+        wait_for(lambda: status(leader, "State")[0] == "Z", 5, "the end of its main thread", poll=0.02)
         assert vm.State == "Running"
         systemctl("restart", "vmunitd.service")
         assert (vm.State, vm.pid) == ("Running", leader), vm.last_output()
@@ -401,7 +396,7 @@ def _():
     with hostile("no-death-signal") as vm:
         vm.start()
         leader = vm.pid
-        parent = int(status(leader, "PPid"))
+        parent = int(status(leader, "PPid")[0])
         os.kill(parent, signal.SIGKILL)
         wait_exit(leader)
         vm.wait_state("Error")

@@ -143,13 +143,6 @@ def passt(vm, network="net0"):
     return [pid for pid in unit_pids(f"vmunit-{escape(vm.Name)}-net-{network}.scope") if program_of(pid).startswith("passt")]
 
 
-def program_of(pid):
-    with contextlib.suppress(OSError):
-        with open(f"/proc/{pid}/comm", encoding="utf-8") as f:
-            return f.read().strip()
-    return ""
-
-
 @test("the guest reaches the outside", timeout=300)
 def _():
     guest.get()

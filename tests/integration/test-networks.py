@@ -31,20 +31,8 @@ def scope(vm, name="net0"):
     return f"vmunit-{escape(vm.Name)}-net-{name}.scope"
 
 
-def program_of(pid):
-    with contextlib.suppress(OSError):
-        with open(f"/proc/{pid}/comm", encoding="utf-8") as f:
-            return f.read().strip()
-    return ""
-
-
 def passts(vm, name="net0"):
     return [pid for pid in unit_pids(scope(vm, name)) if program_of(pid).startswith("passt")]
-
-
-def status(pid, key):
-    with open(f"/proc/{pid}/status", encoding="utf-8") as f:
-        return next(line.split(":", 1)[1].split() for line in f if line.startswith(key + ":"))
 
 
 def listens(port, address="127.0.0.1"):
@@ -201,7 +189,7 @@ def _():
         taken.close()
         vm.start()
     with open(SILENT, "w", encoding="ascii") as f:
-        f.write("#!/bin/sh\n[ \"$1\" = --version ] && echo passt 2025_05_03.587980c || exec sleep 1000\n")
+        f.write("#!/bin/sh\n[ \"$1\" = --version ] && echo passt 2025_05_03.587980c || exec sleep infinity\n")
     os.chmod(SILENT, 0o755)
     for program, text in (("/nowhere/passt", "it was not found"), ("/bin/true", "it says that it is"), (SILENT, "no answer from the passt of net0")):
         with vm_of(networked()) as vm, configured(Passt=program, StartTimeoutSec="5s"):

@@ -37,21 +37,9 @@ def scope(vm, tag):
     return f"vmunit-{escape(vm.Name)}-fs-{escape(tag)}.scope"
 
 
-def program_of(pid):
-    with contextlib.suppress(OSError):
-        with open(f"/proc/{pid}/comm", encoding="utf-8") as f:
-            return f.read().strip()
-    return ""
-
-
 def virtiofsds(vm, tag):
     """The program's first process, then its child."""
     return [pid for pid in sorted(unit_pids(scope(vm, tag))) if program_of(pid) == "virtiofsd"]
-
-
-def status(pid, key):
-    with open(f"/proc/{pid}/status", encoding="utf-8") as f:
-        return next(line.split(":", 1)[1].split() for line in f if line.startswith(key + ":"))
 
 
 @contextlib.contextmanager
@@ -491,7 +479,7 @@ def _():
     for tag in (None, "one", "two", "three"):
         with vm_of(shared("one", "two", "three", resources={"TasksMax": 321})) as vm:
             unit = scope(vm, tag) if tag else vm.Unit
-            subprocess.run(["systemd-run", "--quiet", "--scope", f"--unit={unit}", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & true"], check=True,
+            subprocess.run(["systemd-run", "--quiet", "--scope", f"--unit={unit}", "sh", "-c", "sleep infinity >/dev/null 2>&1 & true"], check=True,
                            capture_output=True)
             vm.start()
             assert words(vm) == ("Running", "")

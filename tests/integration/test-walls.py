@@ -17,11 +17,6 @@ PLAIN = "/var/lib/walls"                # the box's root, which can't
 TINY = os.path.realpath(tiny_definition()["boot"]["kernel"])
 
 
-def status(pid, key):
-    with open(f"/proc/{pid}/status", encoding="utf-8") as f:
-        return next(line.split()[1:] for line in f if line.startswith(key + ":"))
-
-
 def uid(vm):
     return int(status(vm.LeaderPID, "Uid")[0])
 

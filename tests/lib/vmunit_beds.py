@@ -8,7 +8,7 @@ import sqlite3
 
 from vmunit_test import *
 
-__all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time
+__all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time program_of status
     stopped_process database usage_of types_of qmp outside wait_idle times_on words FOR_EVER PATIENCE
     TITLE KEY IN_PLACE RESETS COMM ENDS QUIT TERM SOCKET definitions api_socket api_request cpus_and_memory""".split()
 
@@ -183,6 +183,19 @@ def launcher_stopped():
 def start_time(pid):
     with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
         return int(f.read().rpartition(")")[2].split()[19])
+
+
+def program_of(pid):
+    """The name of the process, "" when it has gone"""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as f:
+        return f.read().strip()
+    return ""
+
+
+def status(pid, key):
+    """The words of that line of /proc/PID/status"""
+    with open(f"/proc/{pid}/status", encoding="utf-8") as f:
+        return next(line.split()[1:] for line in f if line.startswith(key + ":"))
 
 
 def alive(pid):

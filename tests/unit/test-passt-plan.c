@@ -20,15 +20,11 @@ static int plan_for(const char *name, const LaunchParams *p, LaunchPlan **ret) {
                 r = passt_plan(p->definition->networks + i, version, 9, &argv);
                 if (r < 0)
                         return r;
-                STRV_FOREACH(s, argv)
-                        if (strv_extend(&plan->argv, *s) < 0)
-                                return -ENOMEM;
+                r = golden_add(plan, argv);
+                if (r < 0)
+                        return r;
         }
         *ret = TAKE_PTR(plan);
-        return 0;
-}
-
-static int check_nothing(const Definition *d, const char *version, sd_bus_error *error) {
         return 0;
 }
 
@@ -110,7 +106,7 @@ static void test_resolv_conf(void) {
 }
 
 int main(void) {
-        golden_run(TEST_DIR "/golden/passt", check_nothing, plan_for);
+        golden_run(TEST_DIR "/golden/passt", golden_no_check, plan_for);
         test_versions();
         test_refusals();
         test_resolv_conf();

@@ -289,7 +289,6 @@ static void test_stops(void) {
 }
 
 static void test_calls(void) {
-        unsigned n = 0;
         Fake f;
 
         fake_up(&f, "prelaunch");
@@ -322,6 +321,10 @@ static void test_calls(void) {
         is_int(f.heard.n_replies, 6, "… both calls are answered");
         is_int(f.heard.n[VMM_EVENT_SHUTDOWN], 1, "… and the reason told");
         fake_stop(&f);
+}
+
+static void test_given_up(void) {
+        Fake f;
 
         fake_up(&f, "running");
         f.mute = "stop";
@@ -371,6 +374,11 @@ static void test_calls(void) {
                 is_int(f.heard.n_late, 0, "… before it is freed");
                 fake_stop(&f);
         }
+}
+
+static void test_bounds(void) {
+        unsigned n = 0;
+        Fake f;
 
         fake_up(&f, "running");
         f.mute = "query-blockstats";
@@ -492,6 +500,8 @@ int main(void) {
         test_why();
         test_stops();
         test_calls();
+        test_given_up();
+        test_bounds();
         test_reboot();
         test_resets();
 

@@ -19,15 +19,11 @@ static int plan_for(const char *name, const LaunchParams *p, LaunchPlan **ret) {
                 r = virtiofsd_plan(p->definition->filesystems + i, &v, 9, &argv, NULL);
                 if (r < 0)
                         return r;
-                STRV_FOREACH(s, argv)
-                        if (strv_extend(&plan->argv, *s) < 0)
-                                return -ENOMEM;
+                r = golden_add(plan, argv);
+                if (r < 0)
+                        return r;
         }
         *ret = TAKE_PTR(plan);
-        return 0;
-}
-
-static int check_nothing(const Definition *d, const char *version, sd_bus_error *error) {
         return 0;
 }
 
@@ -94,7 +90,7 @@ static void test_refusals(void) {
 }
 
 int main(void) {
-        golden_run(TEST_DIR "/golden/virtiofsd", check_nothing, plan_for);
+        golden_run(TEST_DIR "/golden/virtiofsd", golden_no_check, plan_for);
         test_versions();
         test_refusals();
         return done_testing();
