@@ -145,7 +145,7 @@ static int set_events_max_age(Config *c, size_t offset, const char *value, const
         return set_u64(c, offset, value, parse_sec, 0, UINT64_MAX, 90 * 86400 * USEC_PER_SEC);
 }
 
-static int set_user_limit(Config *c, size_t offset, const char *value, const char **ret_want, uint64_t def) {
+static int set_number(Config *c, size_t offset, const char *value, const char **ret_want, uint64_t def) {
         if (value && streq(value, "infinity")) {
                 *(uint64_t *) ((char *) c + offset) = UINT64_MAX;
                 return 0;
@@ -154,16 +154,20 @@ static int set_user_limit(Config *c, size_t offset, const char *value, const cha
         return set_u64(c, offset, value, parse_u64, 0, 1000000000, def);
 }
 
+static int set_vms(Config *c, size_t offset, const char *value, const char **ret_want) {
+        return set_number(c, offset, value, ret_want, 4096);
+}
+
 static int set_user_vms(Config *c, size_t offset, const char *value, const char **ret_want) {
-        return set_user_limit(c, offset, value, ret_want, 32);
+        return set_number(c, offset, value, ret_want, 32);
 }
 
 static int set_user_cpus(Config *c, size_t offset, const char *value, const char **ret_want) {
-        return set_user_limit(c, offset, value, ret_want, 64);
+        return set_number(c, offset, value, ret_want, 64);
 }
 
 static int set_user_disks(Config *c, size_t offset, const char *value, const char **ret_want) {
-        return set_user_limit(c, offset, value, ret_want, 128);
+        return set_number(c, offset, value, ret_want, 128);
 }
 
 static uint64_t host_memory(uint64_t permyriad) {
@@ -222,6 +226,7 @@ static const struct {
         { "ConsoleLogMaxBytes", set_console_log_max, offsetof(Config, console_log_max) },
         { "EventsMax", set_events_max, offsetof(Config, events_max) },
         { "EventsMaxAgeSec", set_events_max_age, offsetof(Config, events_max_age_usec) },
+        { "VMsMax", set_vms, offsetof(Config, vms_max) },
         { "UserVMsMax", set_user_vms, offsetof(Config, user_limit[USER_LIMIT_VMS]) },
         { "UserCPUsMax", set_user_cpus, offsetof(Config, user_limit[USER_LIMIT_CPUS]) },
         { "UserMemoryMax", set_user_memory, offsetof(Config, user_limit[USER_LIMIT_MEMORY]) },

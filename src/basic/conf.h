@@ -44,6 +44,7 @@ typedef struct Config {
         uint64_t console_log_max;       /* ConsoleLogMaxBytes=: bound of a VM's console log (default 1 MiB) */
         uint64_t events_max;            /* EventsMax=: rows of history that are kept (default 10000) */
         uint64_t events_max_age_usec;   /* EventsMaxAgeSec=: older rows of history go (default 90 days) */
+        uint64_t vms_max;               /* VMsMax=: VMs of all users, root too; UINT64_MAX: none (default 4096) */
         uint64_t user_limit[_USER_LIMIT_MAX]; /* UserVMsMax= …: UINT64_MAX: none (defaults 32, 64, half of the host's memory, 128) */
         int log_level;                  /* LogLevel=: syslog(3) level, by name or number (default info) */
 } Config;

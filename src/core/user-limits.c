@@ -60,10 +60,25 @@ static int check(const Manager *m, const char *name, uid_t owner, const uint64_t
         return 0;
 }
 
+/* Root's count as well: a script of root's that goes wrong is to be told so before all answers take seconds. */
+static int check_all(const Manager *m, const char *name, sd_bus_error *error) {
+        uint64_t max = m->config->vms_max;
+
+        if (m->n_vms < max)
+                return 0;
+        return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED,
+                                 "%s: there are %zu virtual machines in all, and this would be one more; VMsMax= in vmunit.conf allows %" PRIu64,
+                                 name, m->n_vms, max);
+}
+
 int claim_check_new(Manager *m, const char *name, uid_t owner, const Definition *d, sd_bus_error *error) {
         uint64_t wants[_USER_LIMIT_MAX] = {};
         static const uint64_t none[_USER_LIMIT_MAX];
+        int r;
 
+        r = check_all(m, name, error);
+        if (r < 0)
+                return r;
         claim_add(wants, d);
         return check(m, name, owner, none, wants, error);
 }

@@ -124,11 +124,43 @@ def _():
         assert vm.CPUs == 6
 
 
-@test("root has no limits")
+@test("root has no limits but that of all VMs")
 def _():
     with clean():
         for _ in range(6):
             create(0, cpus=4, memory="512M", disks=disks(4))
+
+
+@test("VMsMax= bounds the VMs of all, root's too; at once as one by one, and through the daemon's death")
+def _():
+    sentence = "VMsMax= in vmunit.conf allows 5"
+    with clean():
+        kept = [create(0), create(ALICE), create(BOB)]
+        configure(VMsMax=5)
+        made = gather([manager.create_async(next(names), tiny_definition(), owner=owner) for owner in (0, ALICE, BOB, 0, NOBODY)], 30)
+        errors = [r for r in made if isinstance(r, BusError)]
+        assert len(errors) == 3 and all(e.name.endswith(".LimitsExceeded") and sentence in e.message for e in errors), made
+        kill_daemon()
+        name = next(names)
+        with refused(name, "there are 5 virtual machines in all", sentence):
+            manager.create(name, tiny_definition())
+        configure(VMsMax=3)                     # those that are there stay, and are used
+        kept[0].start()
+        kept[0].update({"labels": {"a": "b"}})
+        kept[0].kill()
+        for path in [r for r in made if isinstance(r, str)]:
+            VM(path).remove()
+            VM(path).wait_gone()
+        with refused("l", "there are 3 virtual machines in all"):
+            manager.create("l", tiny_definition())
+        kept.pop().remove()
+        wait_for(lambda: len(manager.list()) == 2, what="the removal")
+        create(0)
+        with refused("l"):
+            manager.create("l", tiny_definition())
+        configure(VMsMax="infinity")
+        create(0)
+    configure()
 
 
 @test("an update is refused for what it adds, and never for what was there")

@@ -64,6 +64,7 @@ static void check_defaults(const Config *c) {
         is_int(c->console_log_max, 1 << 20, "default ConsoleLogMaxBytes=");
         is_int(c->events_max, 10000, "default EventsMax=");
         is_int(c->events_max_age_usec / USEC_PER_SEC, 90 * 86400, "default EventsMaxAgeSec=");
+        is_int(c->vms_max, 4096, "default VMsMax=");
         is_int(c->user_limit[USER_LIMIT_VMS], 32, "default UserVMsMax=");
         is_int(c->user_limit[USER_LIMIT_CPUS], 64, "default UserCPUsMax=");
         ok(c->user_limit[USER_LIMIT_MEMORY] > UINT64_C(32) << 20 && c->user_limit[USER_LIMIT_MEMORY] < UINT64_C(1) << 60,
@@ -199,9 +200,10 @@ static void test_user_limits(void) {
         _cleanup_(config_freep) Config *c = NULL, *d = NULL;
 
         clear();
-        put("/etc/vmunit/vmunit.conf", "[VMUnit]\nUserVMsMax=3\nUserCPUsMax=infinity\nUserMemoryMax=1.5G\nUserDisksMax=0\n");
-        put("/etc/vmunit/vmunit.conf.d/10-a.conf", "[VMUnit]\nUserVMsMax=many\nUserCPUsMax=-1\nUserMemoryMax=half\nUserDisksMax=1K\n");
+        put("/etc/vmunit/vmunit.conf", "[VMUnit]\nVMsMax=5\nUserVMsMax=3\nUserCPUsMax=infinity\nUserMemoryMax=1.5G\nUserDisksMax=0\n");
+        put("/etc/vmunit/vmunit.conf.d/10-a.conf", "[VMUnit]\nUserVMsMax=many\nUserCPUsMax=-1\nUserMemoryMax=half\nUserDisksMax=1K\nVMsMax=-1\n");
         c = load(&log);
+        is_int(c->vms_max, 5, "VMsMax=");
         is_int(c->user_limit[USER_LIMIT_VMS], 3, "UserVMsMax=");
         ok(c->user_limit[USER_LIMIT_CPUS] == UINT64_MAX, "UserCPUsMax=infinity");
         is_int(c->user_limit[USER_LIMIT_MEMORY], UINT64_C(1536) << 20, "UserMemoryMax=");
@@ -211,7 +213,8 @@ static void test_user_limits(void) {
                DROPIN(2) "UserVMsMax=many is not valid, expected a number up to 1000000000, or infinity; ignored\n"
                DROPIN(3) "UserCPUsMax=-1 is not valid, expected a number up to 1000000000, or infinity; ignored\n"
                DROPIN(4) "UserMemoryMax=half is not valid, expected a size, a percentage of the host's memory, or infinity; ignored\n"
-               DROPIN(5) "UserDisksMax=1K is not valid, expected a number up to 1000000000, or infinity; ignored\n",
+               DROPIN(5) "UserDisksMax=1K is not valid, expected a number up to 1000000000, or infinity; ignored\n"
+               DROPIN(6) "VMsMax=-1 is not valid, expected a number up to 1000000000, or infinity; ignored\n",
                "what is wrong changes nothing");
 
         clear();
