@@ -15,6 +15,7 @@ import sqlite3
 import sys
 
 import vmunit_test as vt
+from leftovers import FIRST_ID, left_on_host
 from vmunit_test import *
 
 DATABASE = "/var/lib/vmunit/vmunit.db"
@@ -129,6 +130,25 @@ def _check_os(vms):
     yield from (f"/run/vmunit/{name} is left over" for name in _listing("/run/vmunit") - {"vms", "lock"})
 
 
+def _ids(vms):
+    """{VM's id: its uid, and the others that are its alone}"""
+    slots = {row["id"]: row["slot"] for row in _rows("SELECT id, slot FROM vm")}
+    return {vm.id: (FIRST_ID + 2 * slots[vm.id], FIRST_ID + 2 * slots[vm.id] + 1) for vm in vms if slots.get(vm.id)}
+
+
+def _check_host(vms, before):
+    ids = _ids(vms)
+    live = {n for vm in vms if vm.pid for n in ids.get(vm.id, ())}
+    if any(vm.pid and vm.companions and vm.p["OwnerUID"] == 0 for vm in vms):
+        live |= set(range(FIRST_ID + 65536, FIRST_ID + 2 * 65536))
+    for vm in vms:
+        if vm.pid and {os.stat(f"/proc/{vm.pid}").st_uid} - {ids[vm.id][0]}:
+            yield f"{vm} runs with the id {os.stat(f'/proc/{vm.pid}').st_uid} instead of {ids[vm.id][0]}"
+    for kind, now in left_on_host(daemon_pid(), launcher_pid(), live).items():
+        if before or "mounts" not in kind:
+            yield from (f"{kind}: {what} is left over" for what in sorted(now - before.get(kind, set())))
+
+
 def _check_store(vms):
     stored = {row["name"]: row for row in _rows("SELECT * FROM vm")}
     shown = {vm.name: vm for vm in vms}
@@ -199,6 +219,7 @@ class Known:
 
     def __init__(self):
         self.definitions, self.policies, self.descriptors, self.usage_since = {}, {}, None, 0
+        self.host = {}
 
     def add(self, vm, *definitions):
         """The definition as it is stored now, or one of these."""
@@ -214,6 +235,7 @@ class Known:
     def base(self):
         """Call it while nothing runs: what the daemon has open then."""
         self.descriptors = self._open()
+        self.host = left_on_host(daemon_pid(), launcher_pid())
 
     @staticmethod
     def _open():
@@ -237,7 +259,7 @@ class Known:
         now = self._open() if self.descriptors and not any(vm.pid for vm in vms) else {}
         if any(n > self.descriptors.get(what, 0) for what, n in now.items()):
             found.append(f"the daemon has open {now} instead of {self.descriptors}")
-        return found
+        return found or list(_check_host(vms, self.host))   # which takes longer, so not while others have to go first
 
     def check(self, timeout=20, ignore=()):
         """Waits until all is quiet and right."""

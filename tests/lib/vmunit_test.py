@@ -34,6 +34,7 @@ import time
 import traceback
 
 from gi.repository import Gio, GLib
+from leftovers import left_on_host
 
 BUS = "org.vmunit1"
 ROOT = "/org/vmunit1"
@@ -763,12 +764,16 @@ def snapshot_leftovers():
     """All that a VM could leave behind, for assert_no_leftovers()."""
     pid = daemon_pid()
     return {
+        **left_on_host(pid, launcher_pid()),
         "files": _tree("/run/vmunit") | _tree("/var/lib/vmunit/vms"),
         "units": _units(),
         "cgroups": {p for p in _tree(SLICE_CGROUP) if os.path.isdir(p)},
         "processes": _processes(),
         "daemon's descriptors": {f"{i + 1}. {what}" for what, n in fds(pid).items() for i in range(n)} if pid else set(),
     }
+
+
+MAY_HAVE_GONE = ("daemon's descriptors", "processes", "processes of VMs' ids", "processes of the services")
 
 
 def assert_no_leftovers(before, timeout=5):
@@ -778,8 +783,7 @@ def assert_no_leftovers(before, timeout=5):
 
     def equal():
         now.update(snapshot_leftovers())
-        return all(now[kind] == before[kind] or kind in ("daemon's descriptors", "processes") and now[kind] < before[kind]
-                   for kind in before)
+        return all(now[kind] == before[kind] or kind in MAY_HAVE_GONE and now[kind] < before[kind] for kind in before)
     try:
         wait_for(equal, timeout, "leftovers to go", poll=0.05)
     except Timeout:
