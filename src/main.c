@@ -147,8 +147,10 @@ static int run(bool stop_all) {
         if (r < 0) {
                 if (!message)
                         return log_error_errno(r, "Can't start");
+                if (r == -EWOULDBLOCK && stop_all) /* `vmunit stop-all` tries again, and says so if that takes long */
+                        return r;
                 log_error("%s", message);
-                return -EBADMSG;
+                return r == -EWOULDBLOCK ? r : -EBADMSG;
         }
         context = (Context) { event, bus, manager };
         if (!stop_all) {
@@ -216,7 +218,7 @@ int main(int argc, char *argv[]) {
         /* A large answer goes back to the system when it is sent: without a fixed bound glibc learns to keep it. */
         (void) mallopt(M_MMAP_THRESHOLD, 128 * 1024);
         r = run(stop_all);
-        if (r == -EWOULDBLOCK && stop_all) /* for `vmunit stop-all`: try again */
+        if (r == -EWOULDBLOCK && stop_all)
                 return EX_TEMPFAIL;
         return r == -EBADMSG ? EX_CONFIG : r != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -72,7 +72,8 @@ struct Manager {
         int lock_fd;                    /* there is one manager of these VMs at a time */
 };
 
-/* Opens the store and reads all VMs; speaks to nobody yet. A store that can't be opened is told in *ret_message. */
+/* Opens the store and reads all VMs; speaks to nobody yet. A store that can't be opened is told in *ret_message; -EWOULDBLOCK: another manager
+ * has it. */
 int manager_new(sd_event *event, sd_bus *bus, Config *config, Manager **ret, char **ret_message);
 Manager *manager_free(Manager *m);
 DEFINE_TRIVIAL_CLEANUP_FUNC(Manager *, manager_free);

@@ -3,6 +3,7 @@
 # suite: timeout=400 sanitized backends=qemu,firecracker,cloud-hypervisor
 """Boot and shutdown of the host: what OnBoot= starts, stop-all with a daemon, without one and with one that dies."""
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -546,6 +547,48 @@ def _():
     wait_for(lambda: daemon_pid() and unit_property("vmunitd.service", "ActiveState") == "active", 10, "the daemon", poll=0.1)
     assert (vm.State, vm.StateReason) == ("Stopped", "stopped"), (vm.State, vm.StateReason)
     assert b"POWERBTN" in vm.console_log() and told("stopped", mark) == ["s"]
+    clean()
+
+
+@contextlib.contextmanager
+def lock_held():
+    """As by a daemon that is on its way out, or by one that stops all in the place of a daemon."""
+    with open("/run/vmunit/lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def faults_of_children(pid):
+    """They are counted when a child has ended."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+        return int(f.read().rpartition(")")[2].split()[8])
+
+
+@test("stop-all waits for the lock of another vmunitd", timeout=60)
+def _():
+    vmunitd = unit_property("vmunitd.service", "ExecStart").split("path=")[1].split()[0]
+    done = subprocess.run([vmunitd, "--stop-all"], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, ""), done         # as vmunitd(8) says
+    vm = create("l")
+    wait_up(vm)
+    stop_daemon()
+    with lock_held():
+        process = subprocess.Popen(["vmunit", "stop-all"])
+        for _ in range(2):                                          # it tries, and again
+            before = faults_of_children(process.pid)
+            wait_for(lambda: faults_of_children(process.pid) > before, 20, "a try", poll=0.05)
+        assert unit_pids("vmunit-l.scope")
+    assert process.wait(40) == 0
+    clean()
+
+
+@test("a daemon that finds the lock held is started again", timeout=60)
+def _():
+    stop_daemon()
+    with lock_held():
+        assert subprocess.run(["systemctl", "start", "vmunitd.service"], capture_output=True, check=False).returncode
+        wait_for(lambda: int(unit_property("vmunitd.service", "NRestarts")) > 1, 20, "another try", poll=0.1)
+    wait_for(lambda: unit_property("vmunitd.service", "ActiveState") == "active", 20, "the daemon", poll=0.1)
     clean()
 
 
