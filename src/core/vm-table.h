@@ -4,7 +4,7 @@
 #include "core/store.h"
 
 /* The two tables of a VM's states, as data and pure functions: which event leads where, and what a call does in which
- * state. docs/architecture.md shows them. */
+ * state. docs/architecture.md shows the one, docs/dbus-api.md the other. */
 
 typedef enum VMTransition {
         TRANSITION_START,               /* a start begins */
