@@ -67,7 +67,7 @@ typedef struct ShareRequest {
 
 /* Who a passt is on the host, in whose network it is */
 typedef struct NetworkRequest {
-        uint32_t id;            /* uid and gid */
+        uint32_t id;            /* uid and gid: NETWORK_IDS_BASE + n, n > 0 */
         uint32_t low_ports;     /* 0 or 1: it listens below 1024 */
         uint32_t resolver;      /* the one address of the host's own network 127.0.0.0/8, as in struct in_addr, that it may speak to of its own
                                  * accord, at port 53; 0: none */
@@ -83,9 +83,11 @@ typedef struct VMMRequest {
         char reserved[3];       /* 0 */
 } VMMRequest;
 
-/* Ids of VMs are in this block, which sysusers.d/vmunit.conf keeps others off; the one after it is that of root's shares. */
+/* Ids of VMs are in this block, which sysusers.d/vmunit.conf keeps others off; the one after it is that of root's shares, the third that of
+ * passts, one id for each VM. */
 #define VM_IDS_BASE UINT32_C(1000013824)
 #define SHARE_IDS UINT32_C(65536)
+#define NETWORK_IDS_BASE (VM_IDS_BASE + 2 * SHARE_IDS)
 
 typedef struct StartRequest {
         LaunchHeader header;

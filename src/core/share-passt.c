@@ -83,7 +83,7 @@ static int make_files(ShareStart *s) {
 
 /* Nothing takes time. */
 static int begin_open(ShareStart *s) {
-        s->network.id = vm_share_id(s->share->vm);
+        s->network.id = vm_network_id(s->share->vm);
         s->network.low_ports = passt_has_low_ports(network_of(s));
         s->opened = true;
         return 0;

@@ -140,6 +140,10 @@ uint32_t vm_share_id(const VM *vm) {
         return VM_IDS_BASE + 2 * vm->rec.slot + 1;
 }
 
+uint32_t vm_network_id(const VM *vm) {
+        return NETWORK_IDS_BASE + vm->rec.slot;
+}
+
 #define UNIT_NAME_MAX 255U
 
 static int check_scope(const ShareKind *kind, const char *name, size_t i, const char *part, sd_bus_error *error) {

@@ -6,7 +6,7 @@
 
 #include "basic/macro.h"
 
-/* Each VM has two ids of the block in basic/launch-protocol.h. */
+/* Each VM has ids of the blocks in basic/launch-protocol.h: two of the VMs, one of the passts. */
 #define VM_SLOTS_MAX 32767U
 
 /* The durable facts, in SQLite: docs/architecture.md. WAL, synchronous=FULL, one transaction per transition. */

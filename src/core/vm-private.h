@@ -56,6 +56,7 @@ void vm_describe_open(const VM *vm, int error, char *buf, size_t size);
 uint32_t vm_id(const VM *vm);
 /* What its virtiofsds are on the host, where they are one owner's */
 uint32_t vm_share_id(const VM *vm);
+uint32_t vm_network_id(const VM *vm);
 int vm_connect(VM *vm);
 /* The same now, and if it fails again later */
 void vm_try_connect(VM *vm);

@@ -90,7 +90,7 @@ static bool share_valid(const ShareRequest *s) {
 }
 
 static bool network_valid(const NetworkRequest *n) {
-        return id_valid(n->id) && n->low_ports <= 1 && n->reserved == 0 && (n->resolver == 0 || ntohl(n->resolver) >> 24 == 127);
+        return n->id > NETWORK_IDS_BASE && n->id < NETWORK_IDS_BASE + SHARE_IDS && n->low_ports <= 1 && n->reserved == 0 && (n->resolver == 0 || ntohl(n->resolver) >> 24 == 127);
 }
 
 /* How each fd of a VMM is shown, and nothing behind them; others' are not. */

@@ -83,7 +83,8 @@ static void check_taken(const StartRequest *q, size_t size, size_t n_fds) {
                 fuzz_assert(is_vms(q->vmm.id) && q->vmm.id % 2 == VM_IDS_BASE % 2 && !(q->vmm.rights & ~(uint32_t) _EXEC_RIGHTS_ALL));
                 fuzz_assert(strnlen(q->vmm.shown, VMM_FDS_MAX) == q->n_fds);
         }
-        fuzz_assert(network ? is_vms(q->network.id) : q->network.id == 0 && q->network.low_ports == 0);
+        fuzz_assert(network ? q->network.id > NETWORK_IDS_BASE && q->network.id < NETWORK_IDS_BASE + SHARE_IDS :
+                               q->network.id == 0 && q->network.low_ports == 0);
 }
 
 /* Bytes: which of the two; by how many bytes it is longer or shorter; how many fds are others, each with its place and kind; then places and what

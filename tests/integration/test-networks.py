@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..
 from vmunit_test import *
 from vmunit_beds import *
 
-IDS = range(1000013825, 1000079360)
+IDS = range(1000144897, 1000210432)
 SILENT = "/usr/local/bin/silent-passt"
 NOBODY = 65534
 
@@ -107,6 +107,40 @@ def _():
             assert os.listdir(f"/proc/{one}/root") == []
         helper = next(pid for pid in unit_pids(scope(vm)) if program_of(pid) == "vmunit-exec")
         assert int(status(helper, "CapEff")[0], 16) == 0
+
+
+def reaches(uid, pid):
+    """Whether a process of that id, even one that sees it, may signal it or look at its memory."""
+    code = f"""import os
+found = 0
+for n, attempt in enumerate((lambda: os.kill({pid}, 0), lambda: open("/proc/{pid}/environ", "rb").read())):
+    try:
+        attempt()
+        found |= 1 << n
+    except PermissionError:
+        pass
+raise SystemExit(found)"""
+    return subprocess.run(["/usr/bin/python3", "-c", code], user=uid, group=uid, extra_groups=[], cwd="/", check=False).returncode
+
+
+@test("VMM, virtiofsd and passt of one VM are three ids in three PID namespaces, and none reaches another")
+def _():
+    top = "/tmp/networks-share"
+    os.mkdir(top)
+    os.chown(top, NOBODY, NOBODY)
+    with vm_of(networked(filesystems=[{"tag": "one", "source": top}]), owner=NOBODY) as vm:
+        vm.start()
+        share = f"vmunit-{escape(vm.Name)}-fs-one.scope"
+        groups = [unit_pids(unit) for unit in (vm.Unit, share, scope(vm))]
+        ids = [{status(pid, "Uid")[0] for pid in pids} | {status(pid, "Gid")[0] for pid in pids} for pids in groups]
+        assert [len(i) for i in ids] == [1, 1, 1] and len(set.union(*ids)) == 3, ids
+        programs = [max(pids) for pids in groups]
+        assert len({os.readlink(f"/proc/{pid}/ns/pid") for pid in programs}) == 3
+        for own, pids in zip(ids, groups):
+            uid = int(next(iter(own)))
+            assert reaches(uid, pids[0]) & 1, "one's own helper can be signalled, so that is how it is tried"
+            for other in groups:
+                assert other is pids or not any(reaches(uid, pid) for pid in other), (uid, groups)
 
 
 @test("a passt that dies is replaced, again and again; the VM goes on", timeout=90)

@@ -574,10 +574,10 @@ def _():
         assert not stop.error and words(vm) == ("Stopped", "stop-forced"), (stop.error, words(vm))
 
 
-@test("the ids of VMs and shares are claimed by users that nobody is")
+@test("the ids of VMs, shares and networks are claimed by users that nobody is")
 def _():
     subprocess.run(["systemd-sysusers"], check=True, capture_output=True)
-    for name, first in (("vmunit-vm", USER_IDS[0] - 1), ("vmunit-share", ROOT_IDS)):
+    for name, first in (("vmunit-vm", USER_IDS[0] - 1), ("vmunit-share", ROOT_IDS), ("vmunit-net", ROOT_IDS + 65536)):
         entry = subprocess.run(["getent", "passwd", name], check=True, capture_output=True, text=True).stdout
         assert entry.split(":")[2:4] == [str(first)] * 2, entry
 

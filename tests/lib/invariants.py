@@ -133,7 +133,8 @@ def _check_os(vms):
 def _ids(vms):
     """{VM's id: its uid, and the others that are its alone}"""
     slots = {row["id"]: row["slot"] for row in _rows("SELECT id, slot FROM vm")}
-    return {vm.id: (FIRST_ID + 2 * slots[vm.id], FIRST_ID + 2 * slots[vm.id] + 1) for vm in vms if slots.get(vm.id)}
+    return {vm.id: (FIRST_ID + 2 * slots[vm.id], FIRST_ID + 2 * slots[vm.id] + 1, FIRST_ID + 2 * 65536 + slots[vm.id])
+            for vm in vms if slots.get(vm.id)}
 
 
 def _check_host(vms, before):

@@ -15,7 +15,7 @@ import struct
 import tempfile
 
 FIRST_ID = 1000013824
-IDS = range(FIRST_ID + 1, FIRST_ID + 2 * 65536)     # of VMs, their virtiofsds and passts; those of root's shares
+IDS = range(FIRST_ID + 1, FIRST_ID + 3 * 65536)         # of VMs and their virtiofsds; of root's shares; of passts
 NAMESPACES = re.compile(r"(mnt|net|pid|user|ipc|uts|cgroup|time):\[")
 # Where anybody but the packages' manager may write; the rest of a host takes many seconds to walk
 PLACES = ("/dev", "/run", "/tmp", "/var/lib/vmunit", "/var/tmp")

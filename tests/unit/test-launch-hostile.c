@@ -127,7 +127,7 @@ static void prepare_start(Asked *q, Kind kind) {
                 q->fds[q->n_fds++] = memfd_new("resolv.conf", "#", 1);
                 q->fds[q->n_fds++] = open(bed_path("fifo"), O_RDWR | O_CLOEXEC);
                 q->fds[q->n_fds++] = one_of(SOCK_STREAM);
-                s->network = (NetworkRequest) { .id = VM_IDS_BASE + 7, .low_ports = 1, .resolver = htonl(0x7f000035) };
+                s->network = (NetworkRequest) { .id = NETWORK_IDS_BASE + 7, .low_ports = 1, .resolver = htonl(0x7f000035) };
         } else {
                 q->fds[q->n_fds++] = open(bed_path("share"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
                 q->fds[q->n_fds++] = unix_listen(bed_path("socket"), SOCK_STREAM);
@@ -226,7 +226,7 @@ typedef struct Wrong {
         { kind, FIELD(StartRequest, share.readonly), -EINVAL, VALUES(1) },                              \
         { kind, FIELD(StartRequest, share.reserved), -EINVAL, VALUES(1) }
 #define NO_NETWORK(kind)                                                                                \
-        { kind, FIELD(StartRequest, network.id), -EINVAL, VALUES(1, VM_IDS_BASE + 7) },                 \
+        { kind, FIELD(StartRequest, network.id), -EINVAL, VALUES(1, NETWORK_IDS_BASE + 7) },                 \
         { kind, FIELD(StartRequest, network.low_ports), -EINVAL, VALUES(1) },                           \
         { kind, FIELD(StartRequest, network.resolver), -EINVAL, VALUES(1, 127) },                       \
         { kind, FIELD(StartRequest, network.reserved), -EINVAL, VALUES(1) }
@@ -302,7 +302,7 @@ static const Wrong wrongs[] = {
         NO_SHARE(REQUEST_NETWORK),
         NO_VMM(REQUEST_NETWORK),
         { REQUEST_NETWORK, FIELD(StartRequest, network.id), -EINVAL,
-          VALUES(0, OWNER, VM_IDS_BASE - 1, VM_IDS_BASE, VM_IDS_BASE + SHARE_IDS, UINT32_MAX) },
+          VALUES(0, OWNER, VM_IDS_BASE + 7, NETWORK_IDS_BASE - 1, NETWORK_IDS_BASE, NETWORK_IDS_BASE + SHARE_IDS) },
         { REQUEST_NETWORK, FIELD(StartRequest, network.low_ports), -EINVAL, VALUES(2, UINT32_MAX) },
         { REQUEST_NETWORK, FIELD(StartRequest, network.resolver), -EINVAL, VALUES(1, 10, 128, UINT32_MAX) },
         { REQUEST_NETWORK, FIELD(StartRequest, network.reserved), -EINVAL, VALUES(1) },
