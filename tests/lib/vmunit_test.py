@@ -773,7 +773,7 @@ def snapshot_leftovers():
     }
 
 
-MAY_HAVE_GONE = ("daemon's descriptors", "processes", "processes of VMs' ids", "processes of the services")
+STAYS = ("files", "units", "cgroups")
 
 
 def assert_no_leftovers(before, timeout=5):
@@ -783,7 +783,7 @@ def assert_no_leftovers(before, timeout=5):
 
     def equal():
         now.update(snapshot_leftovers())
-        return all(now[kind] == before[kind] or kind in MAY_HAVE_GONE and now[kind] < before[kind] for kind in before)
+        return all(now[kind] == before[kind] or kind not in STAYS and now[kind] < before[kind] for kind in before)
     try:
         wait_for(equal, timeout, "leftovers to go", poll=0.05)
     except Timeout:
