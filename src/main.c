@@ -12,7 +12,7 @@
 #include "api/api.h"
 #include "basic/conf.h"
 #include "basic/fault.h"
-#include "basic/log.h"
+#include "basic/log-journal.h"
 #include "basic/string-util.h"
 #include "core/manager.h"
 
@@ -214,7 +214,7 @@ int main(int argc, char *argv[]) {
                         return 2;
                 }
 
-        log_init();
+        log_init(log_send_to_journal);
         /* A large answer goes back to the system when it is sent: without a fixed bound glibc learns to keep it. */
         (void) mallopt(M_MMAP_THRESHOLD, 128 * 1024);
         r = run(stop_all);

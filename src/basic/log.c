@@ -1,27 +1,25 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdarg.h>
 #include <stdio.h>
-#include <sys/uio.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#define SD_JOURNAL_SUPPRESS_LOCATION
-#include <systemd/sd-journal.h>
 
 #include "basic/log.h"
 #include "basic/string-util.h"
 
 static int max_level = LOG_INFO;
 static bool to_journal;
+static log_send_fn *send_to_journal;
 
 /* JOURNAL_STREAM is "device:inode" of the stream that the service manager connected, see systemd.exec(5). */
-void log_init(void) {
+void log_init(log_send_fn *send) {
         const char *e = getenv("JOURNAL_STREAM");
         unsigned long long dev, ino;
         struct stat st;
 
         to_journal = e && sscanf(e, "%llu:%llu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) >= 0 &&
                      st.st_dev == dev && st.st_ino == ino;
+        send_to_journal = send;
 }
 
 bool log_is_to_journal(void) {
@@ -32,21 +30,12 @@ void log_set_max_level(int level) {
         max_level = level;
 }
 
-static int send_to_journal(int level, const char *message, const char *fields[]) {
-        _cleanup_free_ char *text = NULL, *priority = NULL;
-        struct iovec iov[LOG_FIELDS_MAX + 2];
-        int n = 0;
-
-        text = strjoinf("MESSAGE=%s", message);
-        priority = strjoinf("PRIORITY=%d", level);
-        if (!text || !priority)
-                return -ENOMEM;
-
-        iov[n++] = (struct iovec) { text, strlen(text) };
-        iov[n++] = (struct iovec) { priority, strlen(priority) };
-        for (const char **f = fields; f && *f && n < LOG_FIELDS_MAX + 2; f++)
-                iov[n++] = (struct iovec) { (void *) *f, strlen(*f) };
-        return sd_journal_sendv(iov, n);
+/* A line whose priority the journal takes from its beginning, see sd-daemon(3) */
+static void write_line(int level, const char *message) {
+        if (to_journal)
+                fprintf(stderr, "<%d>%s\n", level, message);
+        else
+                fprintf(stderr, "%s\n", message);
 }
 
 void log_internal(int level, int error, const char *fields[], const char *format, ...) {
@@ -66,7 +55,7 @@ void log_internal(int level, int error, const char *fields[], const char *format
         if (error < 0)
                 full = strjoinf("%s: %s", message, strerror(-error));
 
-        if (!to_journal || send_to_journal(level, full ?: message, fields) < 0)
-                fprintf(stderr, "%s\n", full ?: message);
+        if (!to_journal || !send_to_journal || send_to_journal(level, full ?: message, fields) < 0)
+                write_line(level, full ?: message);
         errno = saved;
 }

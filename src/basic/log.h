@@ -5,11 +5,14 @@
 
 #include "basic/macro.h"
 
-/* Everything goes to the journal where standard error is connected to it (JOURNAL_STREAM, systemd.exec(5)), else to
- * standard error as text. Messages of debug level are dropped unless log_set_max_level() asks for them. */
+/* Takes a message to the journal with its fields: negative errno */
+typedef int log_send_fn(int level, const char *message, const char *fields[]);
+
+/* Everything goes to `send` where standard error is connected to the journal (JOURNAL_STREAM, systemd.exec(5)), else, or if `send` is NULL,
+ * to standard error as text, without fields. Messages of debug level are dropped unless log_set_max_level() asks for them. */
+void log_init(log_send_fn *send);
 /* With LOG_ALWAYS in its level a message is for programs that read the journal: it goes there whatever the level, and nowhere else. */
 #define LOG_ALWAYS 0x10000
-void log_init(void);
 bool log_is_to_journal(void);
 void log_set_max_level(int level);
 

@@ -65,6 +65,10 @@ static int try_device(const char *path) {
         return fd < 0 ? -errno : 0;
 }
 
+bool probe_waits(const Request *r) {
+        return r->size == sizeof(ProbeRequest) && ((const ProbeRequest *) r->header)->want_version;
+}
+
 void probe_run(int sock, const Request *r, const Config *config) {
         const ProbeRequest *q = (const ProbeRequest *) r->header;
         ProbeReply reply = { .header = { .magic = LAUNCH_MAGIC, .type = LAUNCH_PROBE, .size = sizeof(reply) } };

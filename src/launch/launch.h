@@ -14,7 +14,9 @@ typedef struct Request {
 
 /* These may wait for a file system, a program or a guest: a child does them and answers by itself. */
 void open_run(int sock, const Request *r);
+/* Waits, and wants a child, if probe_waits() says so: for a program that tells its version. */
 void probe_run(int sock, const Request *r, const Config *config);
+bool probe_waits(const Request *r);
 void vsock_run(int sock, const Request *r);
 void loop_run(int sock, const Request *r);
 

@@ -9,14 +9,15 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
-#include <systemd/sd-daemon.h>
 #include <time.h>
 
 #include "basic/fd-util.h"
 #include "basic/log.h"
 #include "basic/process-util.h"
+#include "basic/string-util.h"
 #include "launch/launch.h"
 
+#define LISTEN_FD 3 /* the first that PID 1 passes on, see sd_listen_fds(3) */
 #define CONNECTIONS_MAX 1024U
 #define OPENS_MAX 4U    /* files of an owner that are opened at a time, or hang for good: what hangs in a file system can't be killed */
 #define SLOW_SEC 1      /* … which shows so long after their client has left */
@@ -174,8 +175,12 @@ static int dispatch(Launcher *l, Connection *c, Request *r) {
         c->type = h->type;
         c->since = now_sec();
         switch (h->type) {
-        case LAUNCH_OPEN:
         case LAUNCH_PROBE:
+                if (probe_waits(r))
+                        return fork_worker(l, c, r);
+                probe_run(c->fd, r, l->config);
+                return 0;
+        case LAUNCH_OPEN:
         case LAUNCH_VSOCK:
         case LAUNCH_LOOP:
                 return fork_worker(l, c, r);
@@ -215,7 +220,7 @@ static void connection_request(Launcher *l, Connection *c) {
 }
 
 static void accept_connection(Launcher *l) {
-        _cleanup_close_ int fd = accept4(SD_LISTEN_FDS_START, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        _cleanup_close_ int fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         struct ucred cred;
         socklen_t size = sizeof(cred);
         Connection *c;
@@ -273,7 +278,7 @@ static void run_once(Launcher *l) {
         size_t n = POLL_CONNECTIONS;
 
         p[POLL_SIGNALS] = (struct pollfd) { .fd = l->signals, .events = POLLIN };
-        p[POLL_LISTENER] = (struct pollfd) { .fd = deaf ? -1 : SD_LISTEN_FDS_START, .events = POLLIN };
+        p[POLL_LISTENER] = (struct pollfd) { .fd = deaf ? -1 : LISTEN_FD, .events = POLLIN };
         for (Connection *c = l->connections; c; c = c->next) {
                 c->slot = c->fd < 0 ? 0 : n++;
                 if (c->slot > 0)
@@ -302,12 +307,21 @@ static void run_once(Launcher *l) {
                 look_again(l);
 }
 
+/* As sd_listen_fds(3) finds it out: what has root's rights does without libsystemd and all the libraries that this brings, which each fork
+ * would have to take along. */
+static bool is_socket_activated(void) {
+        const char *pid = getenv("LISTEN_PID"), *n = getenv("LISTEN_FDS");
+
+        return pid && n && strtoul(pid, NULL, 10) == (unsigned long) getpid() && streq(n, "1") &&
+               fd_is_unix_socket(LISTEN_FD, SOCK_SEQPACKET, true) && fcntl(LISTEN_FD, F_SETFD, FD_CLOEXEC) >= 0 &&
+               fcntl(LISTEN_FD, F_SETFL, O_NONBLOCK) >= 0;
+}
+
 static int prepare(Launcher *l) {
         sigset_t mask;
         int r;
 
-        if (sd_listen_fds(1) != 1 || sd_is_socket(SD_LISTEN_FDS_START, AF_UNIX, SOCK_SEQPACKET, 1) <= 0 ||
-            fcntl(SD_LISTEN_FDS_START, F_SETFL, O_NONBLOCK) < 0)
+        if (!is_socket_activated())
                 return log_error_errno(-EINVAL, "Needs to be started by vmunit-launch.socket");
         r = config_load(l->root, &l->config);
         if (r < 0)
@@ -328,7 +342,7 @@ int main(int argc, char *argv[]) {
                 .exec_path = argc == 3 ? argv[2] : LIBEXECDIR "/vmunit-exec",
         };
 
-        log_init();
+        log_init(NULL);
         if (prepare(&l) < 0)
                 return EXIT_FAILURE;
         for (;;)

@@ -277,7 +277,7 @@ static void test_masked(void) {
 int main(void) {
         if (!mkdtemp(root))
                 return 1;
-        log_init();
+        log_init(NULL);
         test_none();
         test_all();
         test_later_wins();
