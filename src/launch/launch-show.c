@@ -99,6 +99,8 @@ static int show_one(int fd, ExecShown how, uint32_t id, Map *map) {
                 return duplicate(fd);
         if (!S_ISREG(st.stx_mode))
                 return -EINVAL;
+        if (how == EXEC_SHOWN_COPY && st.stx_nlink == 0)
+                return duplicate(fd); /* a memfd has no mount to be shown */
         r = others_may(&st, how) ? tree_open(fd, -EBADF, how != EXEC_SHOWN_WRITE) : show_mapped(fd, &st, how, id, map);
         return r < 0 && how == EXEC_SHOWN_COPY ? duplicate(fd) : r;
 }

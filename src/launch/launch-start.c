@@ -136,6 +136,16 @@ int start_validate(const Request *r) {
                 fds_valid(r, q->n_fds, q->kind, q->vmm.shown) ? 0 : -EINVAL;
 }
 
+static bool oom_score;
+
+int start_prepare(void) {
+        int r;
+
+        r = oom_score_adjusted();
+        oom_score = r != 0;
+        return r < 0 ? r : no_memory_in_core_dumps();
+}
+
 static uint64_t helper_rights(const StartRequest *q) {
         switch (q->kind) {
         case START_SHARE:
@@ -175,7 +185,7 @@ static _Noreturn void run_helper(const char *exec_path, const char *program, con
         (void) snprintf(rights, sizeof(rights), "%" PRIu32, q->vmm.rights);
         (void) snprintf(resolver, sizeof(resolver), "%" PRIu32, q->network.resolver);
 
-        reset_process();
+        reset_process(oom_score);
         null = open("/dev/null", O_RDWR | O_CLOEXEC);
         r = null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 ? -errno : 0;
         if (r == 0)
@@ -263,7 +273,7 @@ static int start_helper(const Request *r, const Config *config, const char *exec
         if (k < 0)
                 return k;
 
-        pid = fork();
+        pid = vfork(); /* it changes nothing of ours on its way to execve(2) */
         if (pid < 0)
                 return -errno;
         if (pid == 0)

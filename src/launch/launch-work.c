@@ -9,6 +9,7 @@
 #include "basic/open-util.h"
 #include "basic/process-util.h"
 #include "basic/program-util.h"
+#include "basic/user-util.h"
 #include "launch/launch.h"
 
 static int open_request(const Request *r, struct stat *ret_st) {

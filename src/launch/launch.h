@@ -20,6 +20,8 @@ bool probe_waits(const Request *r);
 void vsock_run(int sock, const Request *r);
 void loop_run(int sock, const Request *r);
 
+/* Once, before all others: what all helpers will have from us. */
+int start_prepare(void);
 /* Whether a START may be done as it is: 0, or -EINVAL */
 int start_validate(const Request *r);
 /* Checks all, forks the helper, answers. Gives the helper's pid, or a negative errno, which it has answered, too. */

@@ -328,6 +328,9 @@ static int prepare(Launcher *l) {
                 return log_error_errno(r, "Cannot read the configuration");
         log_set_max_level(l->config->log_level);
 
+        r = start_prepare();
+        if (r < 0)
+                return log_error_errno(r, "Cannot prepare for helpers");
         sigemptyset(&mask);
         sigaddset(&mask, SIGCHLD);
         (void) sigprocmask(SIG_BLOCK, &mask, NULL);
