@@ -314,8 +314,7 @@ static int append_scope(sd_bus_message *m, const SystemdCall *c) {
         const char *before = p->before ?: "vmunit-guests.service"; /* once more does no harm */
         int r;
 
-        /* What it is to be stopped before, machine-vmunit.slice says once for all: for each unit that a new one refers to PID 1 has two signals. */
-        r = sd_bus_message_append(m, "(sv)(sv)(sv)(sv)(sv)(sv)(sv)(sv)",
+        r = sd_bus_message_append(m, "(sv)(sv)(sv)(sv)(sv)(sv)(sv)(sv)(sv)",
                                   "Description", "s", p->description,
                                   "Slice", "s", p->slice,
                                   "CollectMode", "s", "inactive",
@@ -323,6 +322,7 @@ static int append_scope(sd_bus_message *m, const SystemdCall *c) {
                                   "TasksMax", "t", SCOPE_TASKS_MAX,
                                   "KillSignal", "i", SIGCONT,
                                   "TimeoutStopUSec", "t", p->timeout_stop_usec,
+                                  "After", "as", 2, "vmunitd.service", "dbus.service",
                                   "Before", "as", 2, "vmunit-guests.service", before);
         if (r >= 0)
                 r = append_devices(m, p->devices);

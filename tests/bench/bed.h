@@ -85,3 +85,4 @@ void bench_read(unsigned rounds, const char *backend);
 void bench_memory(unsigned rounds, const char *backend);
 void bench_takeover(unsigned rounds, const char *backend);
 void bench_scale(unsigned rounds, const char *backend);
+void bench_walls(unsigned rounds, const char *backend);

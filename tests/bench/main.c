@@ -16,6 +16,7 @@ int main(int argc, char *argv[]) {
                 { "memory",   bench_memory   },
                 { "takeover", bench_takeover },
                 { "scale",    bench_scale    },
+                { "walls",    bench_walls    },
         };
 
         for (size_t i = 0; argc == 4 && i < ELEMENTSOF(benches); i++)
@@ -23,5 +24,5 @@ int main(int argc, char *argv[]) {
                         benches[i].run((unsigned) MAX(atoi(argv[2]), 1), argv[3]);
                         return EXIT_SUCCESS;
                 }
-        die("usage: bench start|many|death|read|memory|takeover|scale ROUNDS BACKEND (see tests/bench/run)");
+        die("usage: bench start|many|death|read|memory|takeover|scale|walls ROUNDS BACKEND (see tests/bench/run)");
 }

@@ -4,6 +4,7 @@
 """The benchmarks of tests/bench still run and print their figures; what these are is not looked at here."""
 
 import os
+import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
@@ -36,6 +37,14 @@ def _():
         f.write("[VMUnit]\nQEMU=/opt/vmunit-bench/mute-vmm\n")
     systemctl("restart", "vmunitd.service")
     bench("read")
+
+
+@test("walls")
+def _():
+    shutil.copy(os.path.dirname(BENCH) + "/no-walls-exec", "/usr/libexec/vmunit-exec.none")
+    bench("walls")
+    assert not os.path.exists("/usr/libexec/vmunit-exec.walls")
+    os.unlink("/usr/libexec/vmunit-exec.none")
 
 
 run()
