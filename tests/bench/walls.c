@@ -34,7 +34,7 @@ static double start_once(const char *kind) {
 
 void bench_walls(unsigned rounds, const char *backend) {
         Row with = { .name = "Start until Running is seen" }, without = { .name = "the same without walls" },
-            beyond = { .name = "beyond it, round by round" };
+            beyond = { .name = "beyond that, round by round" };
 
         if (link(EXEC, EXEC ".walls") < 0)
                 die("%s: %m", EXEC);
@@ -49,7 +49,7 @@ void bench_walls(unsigned rounds, const char *backend) {
         }
         (void) row_print(&without);
         (void) row_print(&with);
-        print_bar("walls add to a start", row_print(&beyond), 2, "ms");
+        print_bar("start beyond the one without walls", row_print(&beyond), 2, "ms");
         use_exec("walls");
         (void) unlink(EXEC ".walls");
         vm_remove("bench");

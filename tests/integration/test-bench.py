@@ -29,6 +29,14 @@ for name in "start", "many", "death", "memory", "takeover", "scale":
     test(name)(lambda name=name: bench(name))
 
 
+@test("walls")
+def _():
+    shutil.copy(os.path.dirname(BENCH) + "/no-walls-exec", "/usr/libexec/vmunit-exec.none")
+    bench("walls")
+    assert not os.path.exists("/usr/libexec/vmunit-exec.walls")
+    os.unlink("/usr/libexec/vmunit-exec.none")
+
+
 @test("read", not_on={"firecracker": "what it reads is the same, and the mute VMM is in QEMU's place"})
 def _():
     subprocess.run(["install", "-D", TOP + "/tests/bench/mute-vmm", "/opt/vmunit-bench/mute-vmm"], check=True)
@@ -37,14 +45,6 @@ def _():
         f.write("[VMUnit]\nQEMU=/opt/vmunit-bench/mute-vmm\n")
     systemctl("restart", "vmunitd.service")
     bench("read")
-
-
-@test("walls")
-def _():
-    shutil.copy(os.path.dirname(BENCH) + "/no-walls-exec", "/usr/libexec/vmunit-exec.none")
-    bench("walls")
-    assert not os.path.exists("/usr/libexec/vmunit-exec.walls")
-    os.unlink("/usr/libexec/vmunit-exec.none")
 
 
 run()
