@@ -3,12 +3,14 @@
 
     with HangingFuse("/mnt/x", uid) as fuse:    # `good`: a file; `hang…`: its look-up is never answered
         fuse.stop()                             # what comes from now on is not even read
+        fuse.wait_asked()                       # until something has come
 
 It serves one directory with the file `good` of 1 MiB of zeros. At the end, or by end(), its program is killed, which ends all waits.
 """
 
 import ctypes
 import os
+import select
 import signal
 import stat
 import struct
@@ -29,8 +31,10 @@ def _mount(fd, path, uid, others):
 
 
 class HangingFuse:
+    _devices = set()
+
     def __init__(self, path, uid, others=False):
-        self.path, self.uid, self.others, self.pid = path, uid, others, None
+        self.path, self.uid, self.others, self.pid, self.fd = path, uid, others, None, -1
 
     def __enter__(self):
         os.makedirs(self.path, exist_ok=True)
@@ -39,10 +43,13 @@ class HangingFuse:
         self.pid = os.fork()
         if self.pid == 0:
             try:
+                for other in self._devices:     # which would not end with its own program
+                    os.close(other)
                 _serve(fd, self.uid)
             finally:
                 os._exit(0)
-        os.close(fd)
+        self.fd = fd
+        self._devices.add(fd)
         return self
 
     def __exit__(self, *_):
@@ -50,6 +57,11 @@ class HangingFuse:
 
     def stop(self):
         os.kill(self.pid, signal.SIGSTOP)
+
+    def wait_asked(self, timeout=20):
+        asked = select.poll()
+        asked.register(self.fd, select.POLLIN)
+        assert asked.poll(timeout * 1000), f"nobody asks for what is in {self.path}"
 
     def go_on(self):
         os.kill(self.pid, signal.SIGCONT)
@@ -59,6 +71,8 @@ class HangingFuse:
             return
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
+        self._devices.remove(self.fd)
+        os.close(self.fd)
         self.pid = None
         _libc.umount2(os.fsencode(self.path), MNT_DETACH)
 
