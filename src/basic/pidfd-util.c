@@ -14,14 +14,15 @@
 #define PID_FS_MAGIC_NUMBER 0x50494446 /* linux/magic.h: PID_FS_MAGIC, not in older headers */
 
 /* linux/pidfd.h as of 6.15; older headers lack it */
-struct pidfd_info_exit {
+struct pidfd_info {
         uint64_t mask;
         uint64_t cgroupid;
         uint32_t pid, tgid, ppid, ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid;
         int32_t exit_code;
 };
+#define PIDFD_INFO_CREDS_BIT (UINT64_C(1) << 1)
 #define PIDFD_INFO_EXIT_BIT (UINT64_C(1) << 3)
-#define PIDFD_GET_INFO_IOCTL _IOWR(0xFF, 11, struct pidfd_info_exit)
+#define PIDFD_GET_INFO_IOCTL _IOWR(0xFF, 11, struct pidfd_info)
 
 int pidfd_open_pid(pid_t pid) {
         int fd = (int) syscall(SYS_pidfd_open, pid, 0);
@@ -60,6 +61,43 @@ int pidfd_get_pid(int pidfd, pid_t *ret) {
         return 0;
 }
 
+int pid_euid(pid_t pid, uid_t *ret) {
+        _cleanup_free_ char *path = NULL, *text = NULL;
+        unsigned euid;
+        const char *p;
+        int r;
+
+        path = strjoinf("/proc/%d/status", (int) pid);
+        if (!path)
+                return -ENOMEM;
+        r = read_file_all(path, 64 * 1024, &text, NULL);
+        if (r < 0)
+                return r == -ENOENT ? -ESRCH : r;
+        p = strstr(text, "\nUid:\t");
+        if (!p || sscanf(p, "\nUid: %*u %u", &euid) != 1)
+                return -EBADMSG;
+        *ret = euid;
+        return 0;
+}
+
+int pidfd_get_euid(int pidfd, uid_t *ret) {
+        struct pidfd_info info = { .mask = PIDFD_INFO_CREDS_BIT };
+        pid_t pid;
+        int r;
+
+        if (ioctl(pidfd, PIDFD_GET_INFO_IOCTL, &info) >= 0 && info.mask & PIDFD_INFO_CREDS_BIT)
+                *ret = info.euid;
+        else {
+                r = pidfd_get_pid(pidfd, &pid);
+                if (r >= 0)
+                        r = pid_euid(pid, ret);
+                if (r < 0)
+                        return r;
+        }
+        /* While it lives its number is nobody else's. */
+        return pidfd_dead(pidfd) ? -ESRCH : 0;
+}
+
 uint64_t pidfd_inode(int pidfd) {
         struct statfs sfs;
         struct stat st;
@@ -70,7 +108,7 @@ uint64_t pidfd_inode(int pidfd) {
 }
 
 int pidfd_exit_status(int pidfd, int *ret_status) {
-        struct pidfd_info_exit info = { .mask = PIDFD_INFO_EXIT_BIT };
+        struct pidfd_info info = { .mask = PIDFD_INFO_EXIT_BIT };
 
         if (ioctl(pidfd, PIDFD_GET_INFO_IOCTL, &info) < 0)
                 return -EOPNOTSUPP;

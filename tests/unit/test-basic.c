@@ -226,6 +226,7 @@ static void test_processes(void) {
         _cleanup_free_ char *cgroup = NULL;
         uint64_t start = 0, other = 0;
         char boot_id[37];
+        uid_t uid = 1, other_uid = 1;
         int status;
         pid_t pid, p = 0;
 
@@ -240,6 +241,8 @@ static void test_processes(void) {
         check(pid_start_time(pid, &start) == 0 && start > 0);
         check(pid_start_time(getpid(), &other) == 0 && other <= start);
         check(pid_cgroup(pid, &cgroup) == 0 && cgroup[0] == '/');
+        check(pidfd_get_euid(fd, &uid) == 0 && uid == geteuid());
+        check(pid_euid(pid, &other_uid) == 0 && other_uid == uid);
 
         ok(!pid_stopped(pid), "it waits");
         check(kill(pid, SIGSTOP) == 0 && waitid(P_PIDFD, (id_t) fd, &(siginfo_t) {}, WSTOPPED) == 0);
@@ -247,9 +250,12 @@ static void test_processes(void) {
         is_int(pidfd_kill(fd, SIGKILL), 0, "killed by its pidfd");
         check(waitid(P_PIDFD, (id_t) fd, &(siginfo_t) {}, WEXITED | WNOWAIT) == 0);
         ok(pidfd_dead(fd), "a zombie is dead");
+        is_int(pidfd_get_euid(fd, &uid), -ESRCH, "… and nobody's any more");
         check(waitpid(pid, &status, 0) == pid);
         is_int(pidfd_kill(fd, SIGKILL), -ESRCH, "a dead process gets no signal");
         is_int(pidfd_get_pid(fd, &p), -ESRCH, "and has no pid");
+        is_int(pidfd_get_euid(fd, &uid), -ESRCH, "nor a user");
+        is_int(pid_euid(pid, &uid), -ESRCH, "… by its number either");
         is_int(pid_start_time(pid, &start), -ESRCH, "nor a start time");
         ok(!pid_stopped(pid), "… and is not stopped");
 
