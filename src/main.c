@@ -101,7 +101,7 @@ static int setup_event(sd_event **ret) {
 }
 
 static int on_hangup(sd_event_source *source, const struct signalfd_siginfo *si, void *userdata) {
-        manager_reload(userdata);
+        (void) manager_reload(userdata);
         return 0;
 }
 

@@ -36,6 +36,7 @@ DECLARE_METHOD(manager_method_list_vms);
 DECLARE_METHOD(manager_method_list_events);
 DECLARE_METHOD(manager_method_list_own_events); /* with the details of the caller's VMs alone */
 DECLARE_METHOD(manager_method_get_usage);
+DECLARE_METHOD(manager_method_reload);
 DECLARE_METHOD(vm_method_start);
 DECLARE_METHOD(vm_method_stop);
 DECLARE_METHOD(vm_method_kill);
@@ -48,6 +49,7 @@ DECLARE_METHOD(vm_method_update);
 DECLARE_METHOD(vm_method_get_definition);
 DECLARE_METHOD(vm_method_get_stats);
 DECLARE_METHOD(vm_method_open_console);
+DECLARE_METHOD(vm_method_read_console);         /* the same, whatever is asked for */
 DECLARE_METHOD(vm_method_get_console_log);
 DECLARE_METHOD(vm_method_get_last_output);
 DECLARE_METHOD(vm_method_open_vsock);
@@ -57,6 +59,7 @@ DECLARE_METHOD(job_method_cancel);
 DECLARE_EXAMINE(manager_examine_create_vm);
 DECLARE_EXAMINE(manager_examine_list_events);
 DECLARE_EXAMINE(vm_examine_update);
+DECLARE_EXAMINE(vm_examine_open_console);
 
 /* Who waits for a CreateVM with `start` */
 void create_done(void *userdata, const sd_bus_error *error);

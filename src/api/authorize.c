@@ -5,6 +5,7 @@
 #include "api/api-internal.h"
 #include "api/authorize.h"
 #include "api/methods.h"
+#include "api/peers.h"
 #include "api/wire.h"
 #include "basic/name-util.h"
 #include "basic/string-util.h"
@@ -31,6 +32,8 @@ struct Authorization {
         uid_t caller;
         bool interactive;
         Subject subject;
+        Right asked;            /* the subject's right, then maybe the lesser one */
+        PolkitAnswer first;     /* when it is the lesser one: the answer to the other */
         PolkitCheck *check;     /* NULL: its turn has not come */
 };
 
@@ -78,7 +81,7 @@ static int subject_get(const Method *method, sd_bus_message *m, void *object, ui
 }
 
 static bool subject_is_same(const Subject *a, const Subject *b) {
-        return a->right == b->right && a->owner == b->owner && streq(a->id, b->id) && streq_ptr(a->vm, b->vm);
+        return a->right == b->right && a->lesser == b->lesser && a->owner == b->owner && streq(a->id, b->id) && streq_ptr(a->vm, b->vm);
 }
 
 /* Refusals */
@@ -96,6 +99,9 @@ static int refuse_for(const Authorization *a, PolkitAnswer answer, sd_bus_error 
                 return refuse(a, SD_BUS_ERROR_INTERACTIVE_AUTHORIZATION_REQUIRED,
                               a->interactive ? "This takes a password, and there is no polkit agent to ask for it" :
                                             "This takes a password, and the call does not allow to ask for it", error);
+        case POLKIT_CALLER_ENDED:
+                return refuse(a, SD_BUS_ERROR_ACCESS_DENIED,
+                              "The process that connected to the bus has ended, so polkit can't tell whose session this is", error);
         case POLKIT_UNREACHABLE:
                 return refuse(a, SD_BUS_ERROR_ACCESS_DENIED, "polkit, which decides on this, can't be asked", error);
         default:
@@ -129,6 +135,15 @@ static void answer_error(sd_bus_message *m, int r, const sd_bus_error *error) {
                 message_sent(m, sd_bus_reply_method_errno(m, r, NULL));
 }
 
+static bool asks_for_lesser(const Authorization *a) {
+        return a->asked != a->subject.right;
+}
+
+/* Nobody is asked for a second password, which gives less. */
+static bool may_ask_people(const Authorization *a) {
+        return a->interactive && !asks_for_lesser(a);
+}
+
 static int find_object(const Authorization *a, void **ret, sd_bus_error *error) {
         const char *path = sd_bus_message_get_path(a->message);
         int r;
@@ -154,27 +169,38 @@ static int go_on(const Authorization *a, PolkitAnswer answer, sd_bus_error *erro
         if (r < 0)
                 return r;
         if (answer != POLKIT_ALLOWED)
-                return a->method->otherwise ? a->method->otherwise(a->message, object, error) : refuse_for(a, answer, error);
+                return a->method->otherwise ? a->method->otherwise(a->message, object, error) :
+                        refuse_for(a, asks_for_lesser(a) ? a->first : answer, error);
 
         r = subject_get(a->method, a->message, object, a->caller, &now, error);
         if (r < 0)
                 return r;
         if (!subject_is_same(&a->subject, &now))
                 return refuse(a, VMUNIT_ERROR_BUSY, "It was changed while polkit was asked; try again", error);
-        return a->method->handler(a->message, object, error);
+        return asks_for_lesser(a) ? a->method->reduced(a->message, object, error) : a->method->handler(a->message, object, error);
 }
 
-static void ask_more(Api *api);
-
-static void on_answer(void *userdata, PolkitAnswer answer) {
+static void settle(Authorization *a, PolkitAnswer answer) {
         _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
-        Authorization *a = userdata;
-        Api *api = a->api;
         int r;
 
         r = go_on(a, answer, &error);
         answer_error(a->message, r, &error);
         authorization_free(a);
+}
+
+static void ask_more(Api *api);
+
+static void on_answer(void *userdata, PolkitAnswer answer) {
+        Authorization *a = userdata;
+        Api *api = a->api;
+
+        if ((answer == POLKIT_REFUSED || answer == POLKIT_WANTS_PASSWORD) && a->subject.lesser != RIGHT_NONE && !asks_for_lesser(a)) {
+                a->first = answer;
+                a->asked = a->subject.lesser;
+                a->check = polkit_check_free(a->check);
+        } else
+                settle(a, answer);
         ask_more(api);
 }
 
@@ -191,24 +217,25 @@ static int ask(Authorization *a) {
         char owner[16];
 
         (void) snprintf(owner, sizeof(owner), "%" PRIu32, (uint32_t) s->owner);
-        return polkit_check(a->message, actions[s->right],
+        return polkit_check(a->message, peer_pidfd(sd_bus_message_get_sender(a->message)), actions[a->asked],
                             (const char *[]) { "verb", a->method->verb, s->vm ? "vm" : NULL, s->vm, "owner", owner, "unit", s->unit, NULL },
-                            a->interactive, on_answer, a, &a->check);
+                            may_ask_people(a), on_answer, a, &a->check);
 }
 
 /* One dialogue at a time of a client: an agent on a terminal can't do more, and a password may be good for the next, too. */
 static bool has_its_turn(const Api *api, const Authorization *a) {
+        bool people = may_ask_people(a);
         size_t n = 0, n_user = 0;
 
         for (const Authorization *b = api->authorizations; b; b = b->next) {
-                if (!b->check || b->interactive != a->interactive)
+                if (!b->check || may_ask_people(b) != people)
                         continue;
-                if (a->interactive && streq(sd_bus_message_get_sender(a->message), sd_bus_message_get_sender(b->message)))
+                if (people && streq(sd_bus_message_get_sender(a->message), sd_bus_message_get_sender(b->message)))
                         return false;
                 n++;
                 n_user += b->caller == a->caller;
         }
-        return n < (a->interactive ? DIALOGUES_MAX : ASKED_MAX) && n_user < (a->interactive ? DIALOGUES_BY_USER_MAX : ASKED_BY_USER_MAX);
+        return n < (people ? DIALOGUES_MAX : ASKED_MAX) && n_user < (people ? DIALOGUES_BY_USER_MAX : ASKED_BY_USER_MAX);
 }
 
 static void ask_more(Api *api) {
@@ -219,7 +246,9 @@ static void ask_more(Api *api) {
                 Authorization *next = a->next;
 
                 r = a->check || !has_its_turn(api, a) ? 0 : ask(a);
-                if (r < 0) {
+                if (r == -ESRCH)
+                        settle(a, POLKIT_CALLER_ENDED);
+                else if (r < 0) {
                         answer_error(a->message, r, NULL);
                         authorization_free(a);
                 }
@@ -253,9 +282,12 @@ static int authorize(Api *api, const Method *method, sd_bus_message *m, uid_t ca
                 .caller = caller,
                 .interactive = !method->otherwise && sd_bus_message_get_allow_interactive_authorization(m) > 0,
                 .subject = *s,
+                .asked = s->right,
         };
         *s = (Subject) {};
         r = has_its_turn(api, a) ? ask(a) : 0;
+        if (r == -ESRCH)
+                return go_on(a, POLKIT_CALLER_ENDED, error);
         if (r < 0)
                 return r;
         append(api, TAKE_PTR(a));

@@ -370,6 +370,15 @@ int manager_method_get_usage(sd_bus_message *m, void *userdata, sd_bus_error *er
         return sd_bus_send(NULL, reply, NULL);
 }
 
+int manager_method_reload(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        int r;
+
+        r = OPTIONS_NONE(m, error);
+        if (r >= 0)
+                r = manager_reload(userdata);
+        return r < 0 ? wire_error(error, r) : sd_bus_reply_method_return(m, NULL);
+}
+
 static int property_version(sd_bus *bus, const char *path, const char *interface, const char *property,
                             sd_bus_message *reply, void *userdata, sd_bus_error *error) {
         return sd_bus_message_append_basic(reply, 's', VMUNIT_VERSION);
@@ -459,6 +468,7 @@ const sd_bus_vtable manager_vtable[] = {
                                 manager_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("GetUsage", SD_BUS_ARGS("t", from, "t", to), SD_BUS_RESULT("a(ssttta{sv})", intervals),
                                 manager_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_METHOD_WITH_ARGS("Reload", SD_BUS_ARGS("a{sv}", options), SD_BUS_NO_RESULT, manager_method, SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_PROPERTY("Version", "s", property_version, 0, SD_BUS_VTABLE_PROPERTY_CONST),
         SD_BUS_PROPERTY("Backends", "a(sa{sv})", property_backends, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
         SD_BUS_SIGNAL_WITH_ARGS("Event",

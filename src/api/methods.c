@@ -18,6 +18,7 @@ static const Method methods[] = {
         MANAGER("ListEvents", "list-events", RIGHT_INSPECT, manager_method_list_events,
                 .otherwise = manager_method_list_own_events, .examine = manager_examine_list_events),
         MANAGER("GetUsage", "get-usage", RIGHT_NONE, manager_method_get_usage),
+        MANAGER("Reload", "reload", RIGHT_CONFIGURE, manager_method_reload),
 
         VM_("Start", "start", RIGHT_MANAGE, vm_method_start),
         VM_("Stop", "stop", RIGHT_MANAGE, vm_method_stop),
@@ -30,7 +31,8 @@ static const Method methods[] = {
         VM_("Update", "update", RIGHT_MANAGE, vm_method_update, .examine = vm_examine_update),
         VM_("GetDefinition", "get-definition", RIGHT_INSPECT, vm_method_get_definition),
         VM_("GetStats", "get-stats", RIGHT_NONE, vm_method_get_stats),
-        VM_("OpenConsole", "open-console", RIGHT_CONSOLE, vm_method_open_console),
+        VM_("OpenConsole", "open-console", RIGHT_CONSOLE, vm_method_open_console,
+            .reduced = vm_method_read_console, .examine = vm_examine_open_console),
         VM_("GetConsoleLog", "get-console-log", RIGHT_INSPECT, vm_method_get_console_log),
         VM_("GetLastOutput", "get-last-output", RIGHT_INSPECT, vm_method_get_last_output),
         VM_("OpenVSock", "open-vsock", RIGHT_CONSOLE, vm_method_open_vsock),

@@ -16,13 +16,14 @@ typedef enum Right {
         RIGHT_CONSOLE,
         RIGHT_INSPECT,
         RIGHT_HOST_RESOURCES,
-        RIGHT_CONFIGURE,        /* the daemon itself; no method does that so far */
+        RIGHT_CONFIGURE,        /* the daemon itself */
         _RIGHT_MAX,
 } Right;
 
 /* What a call is about: what polkit is asked, and is told. */
 typedef struct Subject {
         Right right;            /* RIGHT_NONE: nobody is asked */
+        Right lesser;           /* who has not that one, but this, gets what `reduced` gives. RIGHT_NONE: nothing */
         char *vm, *unit;        /* NULL: of no single VM */
         char id[37];            /* "": there is none yet */
         uid_t owner;
@@ -40,6 +41,7 @@ typedef struct Method {
         bool always;            /* also for who has too much under way */
         /* For those who have not that right, who are not asked for a password; NULL: they are refused. */
         sd_bus_message_handler_t otherwise;
+        sd_bus_message_handler_t reduced;       /* for the subject's lesser right */
         /* Looks at the arguments, which may need another right, or none. What is refused here is refused before anybody is asked. */
         int (*examine)(sd_bus_message *m, void *object, uid_t caller, Subject *s, sd_bus_error *error);
 } Method;

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <fcntl.h>
 #include <inttypes.h>
 #include <linux/sockios.h>
 #include <sys/ioctl.h>
 
 #include "api/peers.h"
+#include "basic/fd-util.h"
 #include "basic/log.h"
+#include "basic/pidfd-util.h"
 #include "basic/string-util.h"
 
 #define BUS "org.freedesktop.DBus"
@@ -48,6 +51,7 @@ typedef struct Peer {
         Peers *peers;
         char *name;
         uid_t uid;
+        int pidfd;              /* who has connected, for polkit */
         bool known;             /* the bus has told the uid */
         bool left;              /* kept for the calls that it has under way */
         bool told;              /* that it does not read */
@@ -144,6 +148,7 @@ static void peer_free(Peer *p) {
                 }
         drop_held(p);
         sd_bus_slot_unref(p->question);
+        safe_close(p->pidfd);
         free(p->name);
         free(p);
 }
@@ -229,17 +234,77 @@ static void release(Peer *p) {
 
 /* Who it is */
 
-static int on_uid(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+typedef struct Credentials {
+        uint32_t uid, pid;
+        int pidfd;              /* the message's own */
+        bool has_uid;
+} Credentials;
+
+static int read_credential(sd_bus_message *m, Credentials *c) {
+        const char *key;
+        int r;
+
+        r = sd_bus_message_read_basic(m, 's', &key);
+        if (r < 0)
+                return r;
+        c->has_uid = c->has_uid || streq(key, "UnixUserID");
+        if (streq(key, "UnixUserID"))
+                return sd_bus_message_read(m, "v", "u", &c->uid);
+        if (streq(key, "ProcessID"))
+                return sd_bus_message_read(m, "v", "u", &c->pid);
+        if (streq(key, "ProcessFD")) /* dbus-daemon 1.16, dbus-broker 35 */
+                return sd_bus_message_read(m, "v", "h", &c->pidfd);
+        return sd_bus_message_skip(m, "v");
+}
+
+static int read_credentials(sd_bus_message *m, Credentials *ret) {
+        int r;
+
+        *ret = (Credentials) { .pidfd = -EBADF };
+        if (sd_bus_message_is_method_error(m, NULL))
+                return -ENXIO;
+        r = sd_bus_message_enter_container(m, 'a', "{sv}");
+        while (r >= 0 && (r = sd_bus_message_enter_container(m, 'e', "sv")) > 0) {
+                r = read_credential(m, ret);
+                if (r >= 0)
+                        r = sd_bus_message_exit_container(m);
+        }
+        return r < 0 ? r : ret->has_uid ? 0 : -ENXIO;
+}
+
+/* The number alone may be another's by now. One of the same user's has no rights that it would not have itself. */
+static int open_process(const Credentials *c) {
+        _cleanup_close_ int fd = -EBADF;
+        uid_t euid;
+        int r;
+
+        if (c->uid == 0)
+                return -EBADF;
+        if (c->pidfd >= 0) {
+                fd = fcntl(c->pidfd, F_DUPFD_CLOEXEC, 3);
+                return fd < 0 ? -errno : TAKE_FD(fd);
+        }
+        fd = c->pid > 0 && c->pid <= INT32_MAX ? pidfd_open_pid((pid_t) c->pid) : -ESRCH;
+        if (fd < 0)
+                return fd;
+        r = pidfd_get_euid(fd, &euid);
+        if (r < 0)
+                return r;
+        return euid == c->uid ? TAKE_FD(fd) : -ESRCH;
+}
+
+static int on_credentials(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         Peer *p = userdata;
-        uint32_t uid;
+        Credentials c;
 
         p->question = sd_bus_slot_unref(p->question);
-        if (sd_bus_message_is_method_error(m, NULL) || sd_bus_message_read(m, "u", &uid) < 0) {
+        if (read_credentials(m, &c) < 0) {
                 p->left = true;
                 peer_settle(p);
                 return 0;
         }
-        p->uid = uid;
+        p->uid = c.uid;
+        p->pidfd = open_process(&c);
         p->known = true;
         release(p);
         return 0;
@@ -251,9 +316,9 @@ static int peer_new(Peers *peers, const char *name, Peer **ret) {
 
         if (!p)
                 return -ENOMEM;
-        *p = (Peer) { .peers = peers, .name = strdup(name), .held_end = &p->held };
+        *p = (Peer) { .peers = peers, .name = strdup(name), .pidfd = -EBADF, .held_end = &p->held };
         r = !p->name ? -ENOMEM :
-                sd_bus_call_method_async(peers->bus, &p->question, BUS, BUS_PATH, BUS, "GetConnectionUnixUser", on_uid, p, "s", name);
+                sd_bus_call_method_async(peers->bus, &p->question, BUS, BUS_PATH, BUS, "GetConnectionCredentials", on_credentials, p, "s", name);
         if (r < 0) {
                 free(p->name);
                 free(p);
@@ -272,6 +337,12 @@ int peer_uid(const char *name, uid_t *ret) {
                 return -ENXIO;
         *ret = p->uid;
         return 0;
+}
+
+int peer_pidfd(const char *name) {
+        const Peer *p = peer_find(name);
+
+        return !p || !p->known ? -ESRCH : p->pidfd;
 }
 
 /* What it has under way */

@@ -19,6 +19,9 @@ DEFINE_TRIVIAL_CLEANUP_FUNC(Peers *, peers_free);
 /* Who sent a message, as the bus has said. -ENXIO: who has left. */
 int peer_uid(const char *name, uid_t *ret);
 
+/* The process that connected, as the bus has said: a pidfd that stays the peer's own, or -ESRCH when it had ended by then. Not of root's. */
+int peer_pidfd(const char *name);
+
 /* Whether the sender may have one more call under way: 0, or LimitsExceeded. */
 int peer_check_calls(sd_bus_message *m, sd_bus_error *error);
 /* A call that is answered later, and its end */

@@ -210,19 +210,50 @@ static void stream_done(void *userdata, const sd_bus_error *error, int fd) {
                 message_sent(m, sd_bus_reply_method_return(m, "h", owned));
 }
 
-int vm_method_open_console(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+static int open_console_read(sd_bus_message *m, bool *ret_read_only, bool *ret_given, sd_bus_error *error) {
+        const Option options[] = { { "read-only", 'b', ret_read_only, ret_given } };
+
+        *ret_read_only = *ret_given = false;
+        return OPTIONS_READ(m, options, error);
+}
+
+/* To read takes less than to write; who does not say which gets what the rights are for. */
+int vm_examine_open_console(sd_bus_message *m, void *object, uid_t caller, Subject *s, sd_bus_error *error) {
+        bool read_only, given;
         int r;
 
-        r = OPTIONS_NONE(m, error);
-        if (r < 0)
+        r = open_console_read(m, &read_only, &given, error);
+        if (r < 0 || s->right == RIGHT_NONE)
                 return r;
+        if (read_only)
+                s->right = RIGHT_INSPECT;
+        else if (!given)
+                s->lesser = RIGHT_INSPECT;
+        return 0;
+}
+
+static int open_console(sd_bus_message *m, VM *vm, bool read_only, sd_bus_error *error) {
+        int r;
+
         if (!message_is_awaited(m))
                 return 1;
-        r = vm_open_console(userdata, stream_done, message_hold(m, true), error);
+        r = vm_open_console(vm, read_only, stream_done, message_hold(m, true), error);
         if (r >= 0)
                 return 1;
         message_release(m);
         return wire_error(error, r);
+}
+
+int vm_method_open_console(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        bool read_only, given;
+        int r;
+
+        r = open_console_read(m, &read_only, &given, error);
+        return r < 0 ? r : open_console(m, userdata, read_only, error);
+}
+
+int vm_method_read_console(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        return open_console(m, userdata, true, error);
 }
 
 int vm_method_get_console_log(sd_bus_message *m, void *userdata, sd_bus_error *error) {

@@ -132,6 +132,8 @@ static int option_read(sd_bus_message *m, const Option *options, size_t n, uint3
                 if (*seen & UINT32_C(1) << i)
                         return sd_bus_error_setf(error, SD_BUS_ERROR_INVALID_ARGS, "Option '%s' is given twice", key);
                 *seen |= UINT32_C(1) << i;
+                if (options[i].ret_given)
+                        *options[i].ret_given = true;
                 return option_read_value(m, options + i, error);
         }
         return option_unknown(key, options, n, error);

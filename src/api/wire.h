@@ -23,6 +23,7 @@ typedef struct Option {
         const char *key;
         char type;
         void *ret;
+        bool *ret_given;        /* or NULL */
 } Option;
 
 /* Reads the dictionary that comes next. An unknown key, one given twice, or another type is InvalidArgs. */

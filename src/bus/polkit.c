@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "basic/fd-util.h"
 #include "basic/log.h"
+#include "basic/pidfd-util.h"
 #include "basic/string-util.h"
 #include "bus/polkit.h"
 
@@ -19,6 +22,7 @@
 struct PolkitCheck {
         sd_bus *bus;
         sd_bus_slot *answer;
+        int pidfd;              /* the caller's process */
         char id[32];            /* to cancel it by: ours alone, for polkit tells callers apart */
         bool dialogue;          /* may be open */
         polkit_cb cb;
@@ -42,6 +46,7 @@ PolkitCheck *polkit_check_free(PolkitCheck *c) {
         cancel_dialogue(c);
         sd_bus_slot_unref(c->answer);
         sd_bus_unref(c->bus);
+        safe_close(c->pidfd);
         free(c);
         return NULL;
 }
@@ -59,10 +64,19 @@ static void note_reachable(const sd_bus_error *error) {
         unreachable = error;
 }
 
+static PolkitAnswer read_answer(const PolkitCheck *c, sd_bus_message *m) {
+        int authorized, challenge;
+
+        if (sd_bus_message_enter_container(m, 'r', "bba{ss}") < 0 || sd_bus_message_read(m, "bb", &authorized, &challenge) < 0)
+                return POLKIT_UNREACHABLE;
+        if (pidfd_dead(c->pidfd))
+                return POLKIT_CALLER_ENDED;
+        return authorized ? POLKIT_ALLOWED : challenge ? POLKIT_WANTS_PASSWORD : POLKIT_REFUSED;
+}
+
 static int on_answer(sd_bus_message *m, void *userdata, sd_bus_error *ret_error) {
         const sd_bus_error *error = sd_bus_message_get_error(m);
         PolkitCheck *c = userdata;
-        int authorized, challenge;
 
         if (error) {
                 note_reachable(error);
@@ -72,10 +86,7 @@ static int on_answer(sd_bus_message *m, void *userdata, sd_bus_error *ret_error)
         }
         note_reachable(NULL);
         c->dialogue = false;
-        if (sd_bus_message_enter_container(m, 'r', "bba{ss}") < 0 || sd_bus_message_read(m, "bb", &authorized, &challenge) < 0)
-                c->cb(c->userdata, POLKIT_UNREACHABLE);
-        else
-                c->cb(c->userdata, authorized ? POLKIT_ALLOWED : challenge ? POLKIT_WANTS_PASSWORD : POLKIT_REFUSED);
+        c->cb(c->userdata, read_answer(c, m));
         return 0;
 }
 
@@ -104,8 +115,8 @@ static int ask(PolkitCheck *c, const char *caller, const char *action, const cha
         return sd_bus_call_async(c->bus, &c->answer, m, on_answer, c, c->dialogue ? DIALOGUE_TIMEOUT_USEC : ANSWER_TIMEOUT_USEC);
 }
 
-int polkit_check(sd_bus_message *call, const char *action, const char *const *details, bool interactive, polkit_cb cb, void *userdata,
-                 PolkitCheck **ret) {
+int polkit_check(sd_bus_message *call, int pidfd, const char *action, const char *const *details, bool interactive, polkit_cb cb,
+                 void *userdata, PolkitCheck **ret) {
         static uint64_t last_id;
         _cleanup_(polkit_check_freep) PolkitCheck *c = NULL;
         const char *caller = sd_bus_message_get_sender(call);
@@ -113,10 +124,14 @@ int polkit_check(sd_bus_message *call, const char *action, const char *const *de
 
         if (!caller)
                 return -EBADMSG;
+        if (pidfd < 0 || pidfd_dead(pidfd))
+                return -ESRCH;
         c = new(PolkitCheck, 1);
         if (!c)
                 return -ENOMEM;
-        *c = (PolkitCheck) { .bus = sd_bus_ref(sd_bus_message_get_bus(call)), .cb = cb, .userdata = userdata };
+        *c = (PolkitCheck) { .bus = sd_bus_ref(sd_bus_message_get_bus(call)), .pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 3), .cb = cb, .userdata = userdata };
+        if (c->pidfd < 0)
+                return -errno;
         (void) snprintf(c->id, sizeof(c->id), "vmunit-%" PRIu64, ++last_id);
 
         c->dialogue = interactive;

@@ -12,6 +12,7 @@ typedef enum PolkitAnswer {
         POLKIT_REFUSED,
         POLKIT_WANTS_PASSWORD,  /* and nobody was asked for it */
         POLKIT_UNREACHABLE,     /* it is not there, has ended meanwhile, or was silent for too long */
+        POLKIT_CALLER_ENDED,    /* whatever it has said: it may have looked at another process */
 } PolkitAnswer;
 
 typedef struct PolkitCheck PolkitCheck;
@@ -19,9 +20,10 @@ typedef struct PolkitCheck PolkitCheck;
 PolkitCheck *polkit_check_free(PolkitCheck *c);
 DEFINE_TRIVIAL_CLEANUP_FUNC(PolkitCheck *, polkit_check_free);
 
-/* The subject is the caller's connection, whose unique name is never another's; polkit has its process, start time and session from the
- * bus. details: keys and values in turn, ends with NULL. interactive: people may be asked, who take their time. The callback runs once,
- * from the loop; freeing the check in it is fine. Free it when the caller leaves. */
+/* The subject is the caller's connection, whose unique name is never another's. polkit has the number of its process from the bus, and by
+ * that its start time and session: so the process that has connected, pidfd, must live all the while, or the number could be another's by
+ * then. -ESRCH: it has ended already. details: keys and values in turn, ends with NULL. interactive: people may be asked, who take their
+ * time. The callback runs once, from the loop; freeing the check in it is fine. Free it when the caller leaves. */
 typedef void (*polkit_cb)(void *userdata, PolkitAnswer answer);
-int polkit_check(sd_bus_message *call, const char *action, const char *const *details, bool interactive, polkit_cb cb, void *userdata,
-                 PolkitCheck **ret);
+int polkit_check(sd_bus_message *call, int pidfd, const char *action, const char *const *details, bool interactive, polkit_cb cb,
+                 void *userdata, PolkitCheck **ret);

@@ -55,6 +55,7 @@ static const struct {
         { "follow", no_argument, OPTION_FOLLOW, V(LOG) },
         { "vmm", no_argument, OPTION_VMM, V(LOG) },
         { "raw", no_argument, OPTION_RAW, V(LOG) },
+        { "read-only", no_argument, OPTION_READ_ONLY, V(CONSOLE) },
         { "force", no_argument, OPTION_FORCE, V(REMOVE) },
         { "no-block", no_argument, OPTION_NO_BLOCK, V(CREATE) | V(START) | V(STOP) | V(REBOOT) | V(REMOVE) },
         { "timeout", required_argument, OPTION_TIMEOUT, V(STOP) },
@@ -230,6 +231,9 @@ static int option_apply(Args *a, const OptionValue *v) {
                 return 0;
         case OPTION_RAW:
                 a->raw = true;
+                return 0;
+        case OPTION_READ_ONLY:
+                a->read_only = true;
                 return 0;
         case OPTION_FOLLOW:
                 a->follow = true;

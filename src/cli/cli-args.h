@@ -40,6 +40,7 @@ typedef enum Option {
         OPTION_DEFINITION,
         OPTION_VMM,
         OPTION_RAW,
+        OPTION_READ_ONLY,
         OPTION_FORCE,
         OPTION_NO_BLOCK,
         OPTION_TIMEOUT,
@@ -72,7 +73,7 @@ typedef struct Args {
         char **names;                   /* in argv; for create NAME and maybe FILE */
         size_t n_names;
 
-        bool version, json, no_legend, value, definition, vmm, raw, follow, force, no_block, start, no_ask_password;
+        bool version, json, no_legend, value, definition, vmm, raw, read_only, follow, force, no_block, start, no_ask_password;
         uint64_t timeout_usec;
         bool timeout_set;
         uint64_t number;                /* UINT64_MAX: not given */

@@ -195,12 +195,14 @@ static int take_stream(sd_bus_message *reply, const char *name, int *ret_fd) {
         return 0;
 }
 
-int console_open(sd_bus *bus, Verb verb, const char *name, const char *path, int *ret_fd) {
+int console_open(sd_bus *bus, Verb verb, const char *name, const char *path, bool read_only, int *ret_fd) {
+        _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
         _cleanup_(sd_bus_message_unrefp) sd_bus_message *reply = NULL;
         int r;
 
-        r = bus_call_vm(bus, verb, name, path, "OpenConsole", &reply);
-        return r < 0 ? r : take_stream(reply, name, ret_fd);
+        /* Said in any case: who wants to type is not to find out later that nothing gets there. */
+        r = sd_bus_call_method(bus, BUS_NAME, path, VM_INTERFACE, "OpenConsole", &error, &reply, "a{sv}", 1, "read-only", "b", read_only);
+        return r < 0 ? say_bus_error(name, verb, &error, r) : take_stream(reply, name, ret_fd);
 }
 
 static int vsock_open(sd_bus *bus, const Args *a, const char *path, unsigned port, int *ret_fd) {
@@ -224,18 +226,25 @@ int verb_console(const Args *a) {
         if (r >= 0)
                 r = bus_get_vm(bus, a->verb, name, &path);
         if (r >= 0)
-                r = console_open(bus, a->verb, name, path, &fd);
+                r = console_open(bus, a->verb, name, path, a->read_only, &fd);
         if (r < 0)
                 return r;
         bus = sd_bus_flush_close_unref(bus); /* the daemon may go from here on */
         agent_close();
 
-        c = (Console) { .fd = fd, .tty = isatty(STDIN_FILENO) };
+        c = (Console) {
+                .fd = fd,
+                .tty = !a->read_only && isatty(STDIN_FILENO),
+                /* Our input stays where it is. */
+                .input_ended = a->read_only,
+                .passes_end = a->read_only,
+        };
         if (c.tty) {
                 r = terminal_setup(name);
                 if (r < 0)
                         return r;
-        }
+        } else if (a->read_only && isatty(STDIN_FILENO))
+                say(name, "reading the console; Ctrl-C leaves");
 
         r = console_run(&c);
         terminal_restore();

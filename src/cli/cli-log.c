@@ -103,7 +103,7 @@ static int show_console_log(const Args *a, sd_bus *bus, const char *path) {
 
         /* First the stream, so that nothing falls between the two; what is in both is shown once. */
         if (a->follow) {
-                r = console_open(bus, a->verb, a->names[0], path, &fd);
+                r = console_open(bus, a->verb, a->names[0], path, true, &fd);
                 if (r < 0)
                         return r;
         }

@@ -52,6 +52,7 @@ static void help_options(void) {
               "  -f --follow            log: go on with what the console says from now on\n"
               "     --vmm               log: what the VMM wrote on its standard error\n"
               "     --raw               log: unfiltered on a terminal, too\n"
+              "     --read-only         console: nothing goes to the guest\n"
               "     --timeout=TIME      stop: how long the guest has (as 30, 1min, infinity; 0: force at once)\n"
               "     --force             remove: kill it first if it runs\n"
               "     --no-block          create --start, start, stop, reboot, remove: do not wait for the end\n"

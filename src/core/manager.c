@@ -230,21 +230,20 @@ int manager_new(sd_event *event, sd_bus *bus, Config *config, Manager **ret, cha
         return 0;
 }
 
-void manager_reload(Manager *m) {
+int manager_reload(Manager *m) {
         _cleanup_(config_freep) Config *c = NULL;
         int r;
 
         r = config_load(NULL, &c);
-        if (r < 0) {
-                log_warning_errno(r, "Can't read the configuration again, it stays as it was");
-                return;
-        }
+        if (r < 0)
+                return log_warning_errno(r, "Can't read the configuration again, it stays as it was");
         SWAP(*c, *m->config);
         for (size_t i = 0; i < ELEMENTSOF(c->program); i++)
                 SWAP(c->program[i], m->config->program[i]);
         store_set_history(m->store, m->config->events_max, m->config->events_max_age_usec);
         log_set_max_level(m->config->log_level);
         log_notice("The configuration was read again");
+        return 0;
 }
 
 Manager *manager_free(Manager *m) {

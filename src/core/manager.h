@@ -78,7 +78,7 @@ int manager_new(sd_event *event, sd_bus *bus, Config *config, Manager **ret, cha
 Manager *manager_free(Manager *m);
 DEFINE_TRIVIAL_CLEANUP_FUNC(Manager *, manager_free);
 /* Reads vmunit.conf again. The programs stay, for the launcher has to know the same. What can't be read changes nothing. */
-void manager_reload(Manager *m);
+int manager_reload(Manager *m);
 /* After the observer is set: finds what still runs, goes on with what was under way, probes the back ends. ready is told, from the
  * loop, when it is known which of them are usable. */
 int manager_start(Manager *m, void (*ready)(void *userdata), void *userdata);

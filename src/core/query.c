@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 
 #include "basic/fd-util.h"
 #include "basic/pidfd-util.h"
@@ -179,6 +180,7 @@ int vm_get_stats(VM *vm, stats_cb cb, void *userdata, sd_bus_error *error) {
 typedef struct ConsoleCall {
         VM *vm;
         HelperCall *call;
+        bool read_only;
         console_cb cb;
         void *userdata;
         char name[64];
@@ -188,6 +190,11 @@ static void on_console(void *userdata, int error, int fd) {
         _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
         ConsoleCall *c = userdata;
 
+        /* For good: whoever has the socket, in whatever process, sends nothing by it any more. */
+        if (error >= 0 && c->read_only && shutdown(fd, SHUT_WR) < 0) {
+                error = -errno;
+                fd = safe_close(fd);
+        }
         if (error < 0)
                 sd_bus_error_setf(&e, error == -ETIMEDOUT ? VMUNIT_ERROR_TIMEOUT : VMUNIT_ERROR_BACKEND_FAILED,
                                   "%s: can't open its console: %s", c->name, strerror(-error));
@@ -196,7 +203,7 @@ static void on_console(void *userdata, int error, int fd) {
         free(c);
 }
 
-int vm_open_console(VM *vm, console_cb cb, void *userdata, sd_bus_error *error) {
+int vm_open_console(VM *vm, bool read_only, console_cb cb, void *userdata, sd_bus_error *error) {
         _cleanup_free_ char *path = NULL;
         ConsoleCall *c;
         int r;
@@ -210,7 +217,7 @@ int vm_open_console(VM *vm, console_cb cb, void *userdata, sd_bus_error *error) 
                 free(c);
                 return sd_bus_error_set_errno(error, -ENOMEM);
         }
-        *c = (ConsoleCall) { .cb = cb, .userdata = userdata };
+        *c = (ConsoleCall) { .read_only = read_only, .cb = cb, .userdata = userdata };
         snprintf(c->name, sizeof(c->name), "%s", vm->rec.name);
         r = helper_open_console(vm->manager->event, path, CONSOLE_TIMEOUT_USEC, on_console, c, &c->call);
         if (r < 0) {

@@ -105,7 +105,7 @@ int vm_get_stats(VM *vm, stats_cb cb, void *userdata, sd_bus_error *error);
 
 /* A stream of the serial port; the callback owns fd. */
 typedef void (*console_cb)(void *userdata, const sd_bus_error *error, int fd);
-int vm_open_console(VM *vm, console_cb cb, void *userdata, sd_bus_error *error);
+int vm_open_console(VM *vm, bool read_only, console_cb cb, void *userdata, sd_bus_error *error);
 
 /* Its number as the guest's vsock address, 0: it has none. */
 uint32_t vm_vsock_cid(const VM *vm);

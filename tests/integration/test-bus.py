@@ -25,7 +25,7 @@ VM_METHODS = ("Start", "Stop", "Kill", "Reboot", "Reset", "Pause", "Resume", "Re
               "GetStats", "OpenConsole", "GetConsoleLog", "GetLastOutput", "OpenVSock")
 FIRST = {"Update": ("s", "{}"), "GetConsoleLog": ("t", 10), "OpenVSock": ("u", 22)}    # arguments before the options
 KEYS = {"Start": {"no-block"}, "Stop": {"timeout-usec", "keep-intent", "no-block"}, "Reboot": {"no-block"},
-        "Remove": {"force"}, "Update": {"next-start"}}
+        "Remove": {"force"}, "Update": {"next-start"}, "OpenConsole": {"read-only"}}
 STATES = ("Stopped", "Starting", "Running", "Paused", "Stopping", "Removing", "Error")
 
 manager = Manager()
@@ -382,6 +382,8 @@ def _():
                      {"vm": variant("o", vm.path)}):
             with expect_error("InvalidArgs", f"'{next(iter(keys))}'"):
                 call(ROOT, MANAGER, "ListEvents", "a{sv}", keys)
+        with expect_error("InvalidArgs", "'wrong'"):
+            call(ROOT, MANAGER, "Reload", "a{sv}", {"wrong": variant("b", True)})
         assert vm.properties() == before and len(manager.list()) == 1
 
 

@@ -435,6 +435,30 @@ def _():
         bad(1, "console", vm.name, says=f"`vmunit start {vm.name}`")
 
 
+@test("console --read-only: what the guest says, until its end; nothing goes to it, and the terminal stays as it is")
+def _():
+    with vm_of(start=True) as vm:
+        vm.wait_log(b"TINY-UP")
+        with Terminal("console", "--read-only", vm.name, wait=b"Ctrl-C leaves") as terminal:
+            assert terminal.is_restored()
+            os.write(terminal.fd, b"typed\n")
+            with vm.open_console() as console:
+                console.send(b"now")
+                assert b"now" in read_until(terminal.fd, b"now")
+            os.write(terminal.fd, b"\x03")
+            assert terminal.end()[0] == -signal.SIGINT
+        process = subprocess.Popen(["vmunit", "console", "--read-only", vm.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.stdin.write(b"typed\n")
+        process.stdin.close()
+        with vm.open_console() as console:
+            # It may not listen yet: until it does.
+            wait_for(lambda: console.send(b"again") and select.select([process.stdout], [], [], 0.2)[0], 60)
+        vm.kill()
+        assert process.wait(60) == 0 and b"again" in process.stdout.read()
+        assert b"typed" not in vm.console_log(), vm.console_log()
+        bad(2, "log", "--read-only", vm.name, says="--read-only does not go with log")
+
+
 @test("console: a raw terminal, which Ctrl-] leaves and every way out restores")
 def _():
     with vm_of(start=True) as vm:

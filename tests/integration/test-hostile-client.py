@@ -149,7 +149,7 @@ class Hostile:
     def own_options(self, method):
         """Some that this method knows"""
         r, keys = self.r, {"CreateVM": ("start", "no-block"), "Start": ("no-block",), "Stop": ("no-block", "timeout-usec"), "Remove": ("force",),
-                           "Update": ("next-start",), "Reboot": ("no-block",)}.get(method, ())
+                           "Update": ("next-start",), "Reboot": ("no-block",), "OpenConsole": ("read-only",)}.get(method, ())
         return options(**{k.replace("-", "_"): r.choice((0, 1000, FOREVER)) if k == "timeout-usec" else r.random() < 0.6
                           for k in keys if r.random() < 0.5})
 

@@ -3,9 +3,11 @@
 # suite: timeout=300 sanitized=qemu,firecracker,cloud-hypervisor-model backends=qemu,firecracker,cloud-hypervisor
 """A VM's life: its states, each call in each state, guests that end by themselves, updates, removals, consoles."""
 
+import errno
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -764,6 +766,33 @@ def _():
                 pass
         with expect_error("NotRunning"):
             vm.open_console()
+
+
+@test("a console to read: it shows all, and nothing that is sent by it gets to the guest")
+def _():
+    with vm_of() as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        with vm.open_console(read_only=True) as reader, vm.open_console() as writer:
+            copy = socket.socket(fileno=os.dup(reader.fileno()))
+            for send in (lambda: reader.send(b"no"), lambda: reader.send(b"n", socket.MSG_OOB), lambda: copy.send(b"no"),
+                         lambda: os.write(reader.fileno(), b"no"), lambda: socket.send_fds(reader, [b"no"], [0]),
+                         lambda: reader.connect("/run/dbus/system_bus_socket"), lambda: reader.connect(f"/run/vmunit/vms/{vm.Id}/exec"),
+                         lambda: os.open(f"/proc/self/fd/{reader.fileno()}", os.O_RDWR)):
+                try:
+                    send()
+                except OSError as error:
+                    assert error.errno in (errno.EPIPE, errno.EISCONN, errno.EINVAL, errno.ENXIO, errno.EPROTOTYPE), error
+                else:
+                    raise AssertionError("sent")
+            copy.close()
+            assert b"abc" in echoed(writer, b"abc") and b"abc" in read_until(reader.fileno(), b"abc")
+            vm.stop()
+            seen = read_until(reader.fileno(), b"POWERBTN")
+            wait_readable(reader.fileno())
+            while piece := reader.recv(4096):
+                seen += piece
+        assert b"no" not in vm.console_log() + seen, vm.console_log()
 
 
 @test("a reader that does not read delays nobody", timeout=60)

@@ -5,8 +5,11 @@
 
 import os
 import pty
+import pwd
 import re
+import select
 import shutil
+import socket
 import sys
 import termios
 from xml.etree import ElementTree
@@ -14,6 +17,7 @@ from xml.etree import ElementTree
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
 from vmunit_users import *
+from vmunit_clients import *
 
 test = polkit_test
 manager = Manager()
@@ -27,13 +31,19 @@ os.chmod(FILES + "/tiny.elf", 0o644)
 
 BOBS_RULES = """
 polkit.addRule(function(action, subject) {
-    if (action.id == "org.vmunit1.manage" && action.lookup("vm") == "of-alice" && action.lookup("verb") == "stop" &&
-        subject.user == "bob")
-        return polkit.Result.YES;
-    if (action.id == "org.vmunit1.inspect" && subject.user == "bob")
-        return polkit.Result.YES;
+    var vm = action.lookup("vm"), verb = action.lookup("verb");
     if (subject.user == "mallory")
         return polkit.Result.NO;
+    if (subject.user != "bob")
+        return;
+    if (action.id == "org.vmunit1.manage" && vm == "of-alice" && verb == "stop")
+        return polkit.Result.YES;
+    if (action.id == "org.vmunit1.console" && vm == "of-alice")
+        return polkit.Result.YES;
+    if (action.id == "org.vmunit1.host-resources" && vm == "of-root" && verb == "update")
+        return polkit.Result.YES;
+    if (action.id == "org.vmunit1.inspect" || action.id == "org.vmunit1.configure")
+        return polkit.Result.YES;
 });
 """
 
@@ -78,35 +88,58 @@ def outcome(call):
 
 # What callers may do to VMs of root, alice and bob, without a password.
 Y, P, N = "yes", "password", "no"
+OTHERS = {"carol": (P, P, P), "dave": (P, P, P), "mallory": (N, N, N)}
 WHO = {                 #   root's alice's bob's
-    "nobody is asked": {"root": (Y, Y, Y), "alice": (Y, Y, Y), "bob": (Y, Y, Y), "carol": (Y, Y, Y), "dave": (Y, Y, Y), "mallory": (Y, Y, Y)},
-    "manage":          {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, P, Y), "carol": (P, P, P), "dave": (P, P, P), "mallory": (N, N, N)},
-    "manage: stop":    {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, Y, Y), "carol": (P, P, P), "dave": (P, P, P), "mallory": (N, N, N)},
-    "inspect":         {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (Y, Y, Y), "carol": (P, P, P), "dave": (P, P, P), "mallory": (N, N, N)},
-    "create":          {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, P, P), "carol": (P, P, P), "dave": (P, P, P), "mallory": (N, N, N)},
+    "everybody":       {name: (Y, Y, Y) for name in CALLERS},
+    "manage":          {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, P, Y), **OTHERS},
+    "manage: stop":    {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, Y, Y), **OTHERS},
+    "manage: update":  {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (Y, P, Y), **OTHERS},   # of root's VMs it takes host-resources
+    "console":         {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, Y, Y), **OTHERS},
+    "inspect":         {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (Y, Y, Y), **OTHERS},
+    "host-resources":  {"root": (Y, Y, Y), "alice": (P, P, P), "bob": (Y, P, P), **OTHERS},
+    "create":          {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, P, P), **OTHERS},   # for others it takes host-resources
+    "create: more":    {"root": (Y, Y, Y), "alice": (P, P, P), "bob": (P, P, P), **OTHERS},
+    "configure":       {"root": (Y, Y, Y), "alice": (P, P, P), "bob": (Y, Y, Y), **OTHERS},
 }
-VM_METHODS = {          # what it is, and its arguments
+# What a user has no right to, whoever's the VM is
+MORE = {
+    "a low port": {"networks": [{"name": "net0", "forward": [{"host": 80, "guest": 80}]}]},
+    "CPUWeight": {"resources": {"CPUWeight": 101}},
+    "IOWeight": {"resources": {"IOWeight": 101}},
+}
+VM_CALLS = {            # what it is, its arguments, and its options
     "Start": ("manage",), "Stop": ("manage: stop",), "Kill": ("manage",), "Reboot": ("manage",), "Reset": ("manage",),
-    "Pause": ("manage",), "Resume": ("manage",), "Update": ("manage", "s", '{"labels": {"a": "b"}}'),
-    "GetDefinition": ("inspect",), "GetStats": ("nobody is asked",), "OpenConsole": ("manage",),
-    "GetConsoleLog": ("inspect", "t", 100), "GetLastOutput": ("inspect",), "OpenVSock": ("manage", "u", 1),
-    "Remove": ("manage",),
+    "Pause": ("manage",), "Resume": ("manage",), "Update": ("manage: update", "s", '{"labels": {"a": "b"}}'),
+    "GetDefinition": ("inspect",), "GetStats": ("everybody",),
+    "OpenConsole": ("inspect",), "OpenConsole to read": ("inspect", "", options(read_only=True)),
+    "OpenConsole to write": ("console", "", options(read_only=False)),
+    "GetConsoleLog": ("inspect", "t", 100), "GetLastOutput": ("inspect",), "OpenVSock": ("console", "u", 1),
+    **{f"Update of {name}": ("host-resources", "s", json.dumps(patch)) for name, patch in MORE.items()},
+    **{f"Update of {name} for the next start": ("host-resources", "s", json.dumps(patch), options(next_start=True))
+       for name, patch in MORE.items()},
+    "Remove": ("manage",), "Remove of what may run": ("manage", "", options(force=True)),
 }
-MANAGER_METHODS = {
-    "CreateVM": ("create",), "GetVM": ("nobody is asked",), "GetVMByPID": ("nobody is asked",), "ListVMs": ("nobody is asked",),
-    "ListEvents": ("nobody is asked",), "GetUsage": ("nobody is asked",),
-}
-JOB_METHODS = {"Cancel": ("manage",)}
+MANAGER_CALLS = {"CreateVM": "create", **{f"CreateVM with {name}": "create: more" for name in MORE}, "GetVM": "everybody",
+                 "GetVMByPID": "everybody", "ListVMs": "everybody", "ListEvents": "everybody", "GetUsage": "everybody", "Reload": "configure"}
+JOB_CALLS = {"Cancel": "manage"}
 VM_PROPERTIES = """Id Name OwnerUID State StateReason StateMessage StateSinceUSec RestartAtUSec DefinitionHash CPUs MemoryBytes Labels
     Backend Unit Slice LeaderPID VSockCID CreatedUSec StartedUSec ExitCode ExitSignal ExitKnown RestartCount Job""".split()
 MANAGER_PROPERTIES = "Version Backends".split()
 JOB_PROPERTIES = "Id VM Operation Stage Progress StartedUSec CallerUID Cancelable".split()
 
 
-def introspected(path, interface):
-    node = ElementTree.fromstring(call(path, "org.freedesktop.DBus.Introspectable", "Introspect"))
-    found = next(i for i in node if i.get("name") == interface)
-    return [{e.get("name") for e in found if e.tag == tag} for tag in ("method", "property")]
+def introspected(path):
+    """All interfaces of all objects from there on: {object: {interface: (methods, {property: access})}}"""
+    node, found = ElementTree.fromstring(call(path, "org.freedesktop.DBus.Introspectable", "Introspect")), {}
+    found[path] = {i.get("name"): ({m.get("name") for m in i.iter("method")}, {p.get("name"): p.get("access") for p in i.iter("property")})
+                   for i in node.findall("interface") if not i.get("name").startswith("org.freedesktop.DBus.")}
+    for child in node.findall("node"):
+        found |= introspected(f"{path.rstrip('/')}/{child.get('name')}")
+    return {path: interfaces for path, interfaces in found.items() if interfaces}
+
+
+def methods_in(calls):
+    return {what.partition(" ")[0] for what in calls}
 
 
 @contextlib.contextmanager
@@ -140,13 +173,18 @@ def _():
         assert groups == [name], groups
 
 
-@test("the table has every method and property that there is", timeout=90)
+@test("the table has every method and property that there is, and no property can be written", timeout=90)
 def _():
     with vm_of(root, "whole") as vm, job_of(vm) as job:
-        for path, interface, methods, properties in ((ROOT, MANAGER, MANAGER_METHODS, MANAGER_PROPERTIES),
-                                                     (vm.path, VM_INTERFACE, VM_METHODS, VM_PROPERTIES),
-                                                     (job.path, JOB, JOB_METHODS, JOB_PROPERTIES)):
-            assert introspected(path, interface) == [set(methods), set(properties)], interface
+        wanted = {path: {interface: (methods_in(calls), {p: "read" for p in properties})}
+                  for path, interface, calls, properties in ((ROOT, MANAGER, MANAGER_CALLS, MANAGER_PROPERTIES),
+                                                             (vm.path, VM_INTERFACE, VM_CALLS, VM_PROPERTIES),
+                                                             (job.path, JOB, JOB_CALLS, JOB_PROPERTIES))}
+        assert introspected("/") == wanted, introspected("/")
+    for rows in WHO.values():
+        assert list(rows) == list(CALLERS) and all(len(row) == len(OWNERS) for row in rows.values())
+    kinds = {kind for kind, *_ in VM_CALLS.values()} | set(MANAGER_CALLS.values()) | set(JOB_CALLS.values())
+    assert kinds == set(WHO), kinds ^ set(WHO)
 
 
 @test("everybody reads every property", timeout=90)
@@ -161,40 +199,46 @@ def _():
             assert vm.path in caller.call(ROOT, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"), name
 
 
-def vm_outcomes(owner, number, method):
+def call_of(what):
+    """Method, signature and arguments"""
+    _, signature, *arguments = VM_CALLS[what] if len(VM_CALLS[what]) > 1 else (None, "")
+    if len(arguments) == len(signature):
+        arguments.append({})                    # the options
+    return what.partition(" ")[0], signature + "a{sv}", *arguments
+
+
+def vm_outcomes(owner, number, what):
     """Of all callers, to a VM of this owner"""
-    kind, *arguments = VM_METHODS[method]
-    if method == "Update" and owner == "root":
-        kind = "manage"                         # host-resources in fact: the outcome is the same
     for name, caller in CALLERS.items():
         vm = VM(f"of-{owner}")
         if not vm.exists():
             vm = manager.create(f"of-{owner}", definition(), owner=OWNERS[owner].uid)
         before, events = vm.properties(), manager.events()
-        seen = outcome(lambda: caller.call(vm.path, VM_INTERFACE, method, *((arguments[0] + "a{sv}", *arguments[1:], {})
-                                                                           if arguments else ("a{sv}", {}))))
+        seen = outcome(lambda: caller.call(vm.path, VM_INTERFACE, *call_of(what)))
         if seen != Y:
-            assert vm.properties() == before and manager.events() == events, (method, name, owner)
-        yield (method, name, owner), seen, WHO[kind][name][number]
-        if method == "Start" and seen == Y:
-            assert vm.State == "Running", (method, name, owner, vm.properties())
+            assert vm.properties() == before and manager.events() == events, (what, name, owner)
+        yield (what, name, owner), seen, WHO[VM_CALLS[what][0]][name][number]
+        if what == "Start" and seen == Y:
+            assert vm.State == "Running", (what, name, owner, vm.properties())
             vm.kill()
-        if method == "Remove" and seen == Y:
+        if what.startswith("Update of") and seen == Y:          # what a VM has, its owner may keep
+            vm.remove()
+        if what.startswith(("Update of", "Remove")) and seen == Y:
             vm.wait_gone()
 
 
-@test("the table: who may call what of whose VM", timeout=180)
+@test("the table: who may call what of whose VM", timeout=240)
 def _():
     wrong, n = [], 0
     with polkit_rules(BOBS_RULES):
         for number, owner in enumerate(OWNERS):
-            for method in VM_METHODS:
-                for what, seen, wanted in vm_outcomes(owner, number, method):
+            for what in VM_CALLS:
+                for where, seen, wanted in vm_outcomes(owner, number, what):
                     n += 1
                     if seen != wanted:
-                        wrong.append((*what, seen, "instead of", wanted))
+                        wrong.append((*where, seen, "instead of", wanted))
     assert not wrong, "\n".join(map(str, wrong))
-    assert n == len(VM_METHODS) * len(CALLERS) * len(OWNERS)
+    assert n == len(VM_CALLS) * len(CALLERS) * len(OWNERS)
     manager.remove_all()
 
 
@@ -206,22 +250,53 @@ def _():
                 for name, caller in CALLERS.items():
                     with job_of(vm) as job:
                         seen = outcome(lambda: caller.call(job.path, JOB, "Cancel", "a{sv}", {}))
-                        assert seen == WHO["manage"][name][number], (name, owner, seen)
+                        assert seen == WHO[JOB_CALLS["Cancel"]][name][number], (name, owner, seen)
                         assert seen == Y or vm.State == "Starting", (name, owner)
 
 
-@test("the table: who may create a VM for whom", timeout=180)
+@test("the table: who may create a VM for whom, and with what", timeout=240)
 def _():
+    wrong = []
     with polkit_rules(BOBS_RULES):
         for number, (owner, user) in enumerate(OWNERS.items()):
+            for what in (w for w in MANAGER_CALLS if w.startswith("CreateVM")):
+                for name, caller in CALLERS.items():
+                    keys = {} if owner == name else {"owner": user.uid}
+                    seen = outcome(lambda: caller.create("new", definition(**MORE.get(what.removeprefix("CreateVM with "), {})), **keys))
+                    if seen != WHO[MANAGER_CALLS[what]][name][number]:
+                        wrong.append((what, name, owner, seen))
+                    assert [v[0] for v in manager.list()] == (["new"] if seen == Y else []), (what, name, owner)
+                    if seen == Y:
+                        assert VM("new").OwnerUID == user.uid
+                    manager.remove_all()
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+@test("the table: who may have vmunit.conf read again, which acts on the next call", timeout=180)
+def _():
+    drop_in = "/etc/vmunit/vmunit.conf.d/50-reload.conf"
+    os.makedirs(os.path.dirname(drop_in), exist_ok=True)
+
+    def works(maximum, caller):
+        """Whether a call of this caller's makes it the setting"""
+        with open(drop_in, "w", encoding="utf-8") as f:
+            f.write(f"[VMUnit]\nUserVMsMax={maximum}\n")
+        seen = outcome(lambda: caller.call(ROOT, MANAGER, "Reload", "a{sv}", {}))
+        try:
+            alice.create("new", definition())
+        except BusError as error:
+            assert error.name.endswith("LimitsExceeded"), error
+        assert bool(manager.list()) == ((maximum == 0) == (seen != Y)), (caller.name, maximum, seen)
+        manager.remove_all()
+        return seen
+    try:
+        with polkit_rules(BOBS_RULES):
             for name, caller in CALLERS.items():
-                keys = {} if owner == name else {"owner": user.uid}
-                seen = outcome(lambda: caller.create("new", definition(), **keys))
-                assert seen == WHO["create"][name][number], (name, owner, seen)
-                assert [v[0] for v in manager.list()] == (["new"] if seen == Y else []), (name, owner)
-                if seen == Y:
-                    assert VM("new").OwnerUID == user.uid
-                manager.remove_all()
+                assert works(0, caller) == WHO["configure"][name][0], name
+                assert works(10, root) == Y
+    finally:
+        os.unlink(drop_in)
+        root.call(ROOT, MANAGER, "Reload", "a{sv}", {})
 
 
 @test("the table: the rest of the manager's methods is everybody's", timeout=90)
@@ -256,6 +331,48 @@ def _():
         for caller in (alice, carol):
             events = caller.call(ROOT, MANAGER, "ListEvents", "a{sv}", options(vm="of-alice"))
             assert not any(e[6] for e in events if e[2] in ids), events
+
+
+@test("who may inspect a VM reads its console, and nothing that is sent gets to the guest", timeout=90)
+def _():
+    def opens(lender, vm, **keys):
+        return socket.socket(fileno=lender.call_fd(vm.path, VM_INTERFACE, "OpenConsole", GLib.Variant("(a{sv})", (options(**keys),))))
+
+    def command(*args):
+        return subprocess.Popen(["vmunit", *args], user=bob.uid, group=bob.uid, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
+    with polkit_rules(BOBS_RULES), vm_of(root, "of-root", start=True) as theirs, vm_of(alice, "of-alice", start=True) as hers, \
+            contextlib.closing(Lender(bob)) as lender, theirs.open_console() as console:
+        theirs.wait_log(b"TINY-UP")
+        hers.wait_log(b"TINY-UP")
+        readers = [opens(lender, theirs), opens(lender, theirs, read_only=True)]
+        for n, reader in enumerate(readers):
+            for send in (reader.send, lambda b: os.write(reader.fileno(), b)):
+                try:
+                    send(b"mine")
+                except BrokenPipeError:
+                    continue
+                raise AssertionError("sent")
+            console.send(b"%dnow" % n)
+            read_until(reader.fileno(), b"%dnow" % n)
+            reader.close()
+        with opens(lender, hers) as both:       # whose console is his to write to
+            both.send(b"mine")
+            read_until(both.fileno(), b"mine")
+        with expect_error("InteractiveAuthorizationRequired", "org.vmunit1.console"):
+            bob.call(theirs.path, VM_INTERFACE, "OpenConsole", "a{sv}", options(read_only=False))
+        assert b"mine" not in theirs.console_log() and b"mine" in hers.console_log()
+        _, said = command("console", "of-root").communicate(b"mine")
+        assert b"org.vmunit1.console" in said, said
+        follower = command("log", "--follow", "of-root")
+        read_until(follower.stdout.fileno(), b"TINY-UP", 60)
+        reader = command("console", "--read-only", "of-root")
+        wait_for(lambda: console.send(b"again") and select.select([reader.stdout], [], [], 0.2)[0], 60)
+        theirs.kill()
+        for process in (follower, reader):
+            seen, said = process.communicate(b"mine")
+            assert process.returncode == 0 and b"again" in seen, (seen, said)
+        assert b"mine" not in theirs.console_log()
 
 
 @test("what others see of a VM, or hear of it, has none of its paths", timeout=90)
@@ -360,6 +477,54 @@ def _():
         wait_for(lambda: agent.cancelled, 60)
         assert vm.State == "Stopped" and vm.Job == "/"
     assert outcome(lambda: manager.list()) == Y
+
+
+NO, CREATE = "org.freedesktop.DBus.Error.AccessDenied", "(ssa{sv})"
+
+
+def create_call(name):
+    return ROOT, MANAGER, "CreateVM", GLib.Variant(CREATE, (name, json.dumps(definition()), {}))
+
+
+@test("who is asked hands the connection on and ends: refused, whatever the answer is", timeout=90)
+def _():
+    with vm_of(root, "handed") as vm, vm_of(dave, "own") as own:
+        lender = Lender(dave)
+        with contextlib.closing(lender), Agent(lender, "later") as agent:
+            start = lender.client.send(vm.path, VM_INTERFACE, "Start", GLib.Variant("(a{sv})", ({},)), interactive=True)
+            wait_for(lambda: agent.questions, 60)
+            lender.end()
+            agent.answer = "yes"
+            agent.go_on()
+            answer = lender.client.answer(start)
+            assert answer.get_error_name() == NO and "has ended" in answer.get_body().unpack()[0], answer.print_(0)
+            assert vm.State == "Stopped" and vm.Job == "/" and [e[4] for e in manager.events(vm=vm.Id)] == ["created"]
+            # Nor is polkit asked any more; what takes a uid alone goes on.
+            assert lender.call(vm.path, VM_INTERFACE, "Start", GLib.Variant("(a{sv})", ({},)), interactive=True) == NO
+            assert len(agent.questions) == 1
+            assert lender.call(own.path, VM_INTERFACE, "Start", GLib.Variant("(a{sv})", ({},))) is None
+            assert lender.call(ROOT, MANAGER, "ListEvents", GLib.Variant("(a{sv})", ({},))) is None
+
+
+@test("the number of a process that has ended is given to one in an active session: no right comes with it", timeout=90)
+def _():
+    session = f"/sys/fs/cgroup/user.slice/user-{alice.uid}.slice/session-{alice.session()}.scope/cgroup.procs"
+    # Whose the later process is, and whether the daemon knows the connection by then. What it does not know yet, and one of the same
+    # user takes over, that user could call itself from there.
+    for user, known in ((alice, True), (alice, False), (dave, True)):
+        lender = Lender(dave)
+        with contextlib.closing(lender):
+            if known:
+                assert lender.call(ROOT, MANAGER, "ListVMs") is None
+            lender.end()
+            other = fork_as(user.uid, pwd.getpwuid(user.uid).pw_gid, lambda: None, lender.pid)
+            try:
+                with open(session, "w", encoding="ascii") as f:
+                    f.write(str(other))
+                seen = lender.call(*create_call("stolen"))
+                assert manager.list() == [] and seen == NO, (user.name, known, seen, manager.list())
+            finally:
+                end_process(other)
 
 
 @test("a VM that is gone, or another of its name, when the answer comes", timeout=90)
@@ -516,13 +681,19 @@ class Watch:
 @test("polkit costs a call one round trip; root and owners none", timeout=90)
 def _():
     with vm_of(alice, "mine") as mine, polkit_rules(BOBS_RULES), Watch() as watch:
-        for caller, method, asked in ((root, "GetDefinition", 0), (alice, "GetDefinition", 0), (bob, "GetDefinition", 1), (dave, "GetDefinition", 1),
-                                      (dave, "GetStats", 0), (root, "Kill", 0), (alice, "Kill", 0), (mallory, "Kill", 1)):
+        for caller, what, asked in ((root, "GetDefinition", 0), (alice, "GetDefinition", 0), (bob, "GetDefinition", 1), (dave, "GetDefinition", 1),
+                                    (dave, "GetStats", 0), (root, "Kill", 0), (alice, "Kill", 0), (mallory, "Kill", 1),
+                                    (bob, "OpenConsole to read", 1), (dave, "OpenConsole to write", 1),
+                                    (dave, "OpenConsole", 2)):   # the one call of which there are two kinds
             with contextlib.suppress(BusError):  # who it is the bus is asked once
-                caller.call(mine.path, VM_INTERFACE, method, "a{sv}", {})
+                caller.call(mine.path, VM_INTERFACE, *call_of(what))
             mark = watch.sync()
-            outcome(lambda: caller.call(mine.path, VM_INTERFACE, method, "a{sv}", {}))
-            assert watch.daemons(mark) == [(POLKIT, "CheckAuthorization")] * asked, (caller.name, method, watch.daemons(mark))
+            outcome(lambda: caller.call(mine.path, VM_INTERFACE, *call_of(what)))
+            assert watch.daemons(mark) == [(POLKIT, "CheckAuthorization")] * asked, (caller.name, what, watch.daemons(mark))
+        mark, newcomer = watch.sync(), User("dave")
+        with contextlib.closing(newcomer):
+            assert outcome(lambda: newcomer.call(mine.path, VM_INTERFACE, "Kill", "a{sv}", {})) == P
+            assert [m for _, m in watch.daemons(mark)] == ["GetConnectionCredentials", "CheckAuthorization"], watch.daemons(mark)
 
 
 # Rights of the host
@@ -641,31 +812,39 @@ def rules_saw():
 
 @test("rules see verb, vm, owner and unit, as they are", timeout=90)
 def _():
-    def details(run):
-        """What a rule saw of the last question"""
-        seen = rules_saw()
+    def details(run, n=1):
+        """What rules saw of its questions, of which there are so many"""
+        seen = len(rules_saw())
         with contextlib.suppress(BusError):
             run()
-        return wait_for(lambda: rules_saw()[len(seen):], 60, poll=0.05)[-1]
+        return wait_for(lambda: len(lines := rules_saw()) >= seen + n and lines[seen:], 60, poll=0.05)
+
+    def of(what):
+        """The actions that it takes, one after the other; who does not say what for opens the console as far as there is a right to."""
+        kind = VM_CALLS[what][0].partition(":")[0]
+        return {"everybody": [], "inspect": ["console", "inspect"] if what == "OpenConsole" else [kind]}.get(kind, [kind])
     with polkit_rules(TELLING_RULES):
         with vm_of(alice, "a-b") as vm:
-            for member, (kind, *arguments) in VM_METHODS.items():
-                if kind == "nobody is asked":
+            for what in VM_CALLS:
+                if not of(what):
                     continue
-                line = details(lambda: dave.call(vm.path, VM_INTERFACE, member, *((arguments[0] + "a{sv}", *arguments[1:], {})
-                                                                                 if arguments else ("a{sv}", {}))))
-                action, verb, *rest = line.split()
-                assert rest == ["vm=a-b", f"owner={alice.uid}", "unit=vmunit-a\\x2db.scope"], line
-                assert verb.removeprefix("verb=").replace("-", "") == member.lower(), line
-                assert action.rpartition(".")[2] in ("console" if member.startswith("Open") else kind.partition(":")[0],), line
+                method, *arguments = call_of(what)
+                lines = details(lambda: dave.call(vm.path, VM_INTERFACE, method, *arguments), len(of(what)))
+                for line in lines:
+                    action, verb, *rest = line.split()
+                    assert rest == ["vm=a-b", f"owner={alice.uid}", "unit=vmunit-a\\x2db.scope"], line
+                    assert verb.removeprefix("verb=").replace("-", "") == method.lower(), line
+                assert [line.split()[0] for line in lines] == ["org.vmunit1." + action for action in of(what)], (what, lines)
             assert details(lambda: dave.call(ROOT, MANAGER, "ListEvents", "a{sv}", options(vm="a-b"))) == \
-                f"org.vmunit1.inspect verb=list-events vm=a-b owner={alice.uid} unit=vmunit-a\\x2db.scope"
+                [f"org.vmunit1.inspect verb=list-events vm=a-b owner={alice.uid} unit=vmunit-a\\x2db.scope"]
         assert details(lambda: dave.create("new", definition())) == \
-            f"org.vmunit1.create verb=create vm=new owner={dave.uid} unit=vmunit-new.scope"
+            [f"org.vmunit1.create verb=create vm=new owner={dave.uid} unit=vmunit-new.scope"]
         assert details(lambda: dave.create("new", definition(), owner=0)) == \
-            "org.vmunit1.host-resources verb=create vm=new owner=0 unit=vmunit-new.scope"
-        assert details(lambda: dave.call(ROOT, MANAGER, "ListEvents", "a{sv}", {})) == \
-            "org.vmunit1.inspect verb=list-events vm=undefined owner=undefined unit=undefined"
+            ["org.vmunit1.host-resources verb=create vm=new owner=0 unit=vmunit-new.scope"]
+        for method in ("ListEvents", "Reload"):
+            assert details(lambda: dave.call(ROOT, MANAGER, method, "a{sv}", {})) == \
+                [f"org.vmunit1.{'inspect' if method == 'ListEvents' else 'configure'} "
+                 f"verb={'list-events' if method == 'ListEvents' else 'reload'} vm=undefined owner=undefined unit=undefined"]
 
 
 @test("the rules in the docs do what they say", timeout=180)
@@ -691,7 +870,8 @@ def _():
             VM("new").remove(force=True)
             VM("new").wait_gone()
         with polkit_rules(ci):
-            assert allowed(runner, one) == changes | {"GetDefinition", "GetLastOutput"}
+            assert allowed(runner, one) == changes | {"GetDefinition", "GetLastOutput", "OpenConsole"}
+            assert outcome(lambda: runner.call(one.path, VM_INTERFACE, "OpenConsole", "a{sv}", options(read_only=False))) == P
             assert allowed(runner, web) == set() == allowed(operator, one)
         with polkit_rules(vault), Agent(dave, "yes") as agent:
             with expect_error("AccessDenied", "vault"):

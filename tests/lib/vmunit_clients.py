@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Clients that behave badly: raw connections to the bus that send what they like and read when they like, as any user."""
 
+import pwd
 import select
 import socket
+import tempfile
 
 from vmunit_test import *
 
-__all__ = "RawClient as_user memory_of".split()
+__all__ = "RawClient Lender fork_as end_process as_user memory_of".split()
 
-DBUS = "org.freedesktop.DBus"
+DBUS, BUS_SOCKET = "org.freedesktop.DBus", "/run/dbus/system_bus_socket"
 
 
 @contextlib.contextmanager
@@ -24,12 +26,14 @@ def as_user(uid):
 class RawClient:
     """Reads nothing until it is told to."""
 
-    def __init__(self, uid, timeout=60, fds=False):
-        self._takes_fds = fds
-        self.socket, self._serial, self._rest = socket.socket(socket.AF_UNIX), 0, b""
+    def __init__(self, uid, timeout=60, fds=False, connected=None):
+        """connected: a socket that somebody else has connected, who is the caller for the bus"""
+        self._takes_fds, self.kept_fds = fds, None      # a list keeps what comes
+        self.socket, self._serial, self._rest = connected or socket.socket(socket.AF_UNIX), 0, b""
         self.socket.settimeout(timeout * int(os.environ.get("VMUNIT_SLOWER", 1)))
-        with as_user(uid):
-            self.socket.connect("/run/dbus/system_bus_socket")
+        if not connected:
+            with as_user(uid):
+                self.socket.connect(BUS_SOCKET)
         self.socket.sendall(b"\0AUTH EXTERNAL " + str(uid).encode().hex().encode() + b"\r\n")
         line = b""
         while not line.endswith(b"\r\n"):
@@ -42,13 +46,14 @@ class RawClient:
         hello = self.send("/org/freedesktop/DBus", DBUS, "Hello", destination=DBUS)
         self.name = self.answer(hello).get_body().unpack()[0]
 
-    def message(self, path, interface, method, parameters=None, destination=BUS, no_reply=False, n_fds=0):
+    def message(self, path, interface, method, parameters=None, destination=BUS, no_reply=False, interactive=False, n_fds=0):
         """A call, as it goes over the wire, and its number. n_fds: how many descriptors go with it, whatever is in it."""
         self._serial += 1
         m = Gio.DBusMessage.new_method_call(destination, path, interface, method)
         if parameters is not None:
             m.set_body(parameters)
-        m.set_flags(Gio.DBusMessageFlags.NO_REPLY_EXPECTED if no_reply else Gio.DBusMessageFlags.NONE)
+        m.set_flags((Gio.DBusMessageFlags.NO_REPLY_EXPECTED if no_reply else Gio.DBusMessageFlags.NONE) |
+                    (Gio.DBusMessageFlags.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else Gio.DBusMessageFlags.NONE))
         m.set_serial(self._serial)
         if n_fds:
             fds = Gio.UnixFDList.new()
@@ -83,7 +88,10 @@ class RawClient:
             return self.socket.recv(1 << 20)
         piece, fds, _, _ = socket.recv_fds(self.socket, 1 << 16, 16)
         for fd in fds:
-            os.close(fd)
+            if self.kept_fds is None:
+                os.close(fd)
+            else:
+                self.kept_fds.append(fd)
         return piece
 
     def pending(self):
@@ -113,6 +121,82 @@ class RawClient:
 
     def close(self):
         self.socket.close()
+
+
+def fork_as(uid, gid, run, pid=None):
+    """A process of this user that does this and then waits for its end. pid: the number that it gets, which must be free"""
+    with writable_proc() if pid else contextlib.nullcontext() as proc:
+        for _ in range(1000):
+            if pid:
+                with open(proc + "/sys/kernel/ns_last_pid", "w", encoding="ascii") as f:
+                    f.write(str(pid - 1))
+            child = os.fork()
+            if not child:
+                try:
+                    os.setgroups([])
+                    os.setgid(gid)
+                    os.setuid(uid)
+                    run()
+                    while True:
+                        signal.pause()
+                finally:
+                    os._exit(1)
+            if pid in (None, child):
+                return child
+            end_process(child)                  # somebody else was faster
+    raise AssertionError(f"no process gets the number {pid}")
+
+
+@contextlib.contextmanager
+def writable_proc():
+    """The box's own is not."""
+    with tempfile.TemporaryDirectory() as d:
+        subprocess.run(["mount", "-t", "proc", "proc", d], check=True)
+        try:
+            yield d
+        finally:
+            subprocess.run(["umount", d], check=True)
+
+
+def end_process(pid):
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+class Lender:
+    """A user's process that connects to the bus, leaves the connection to us, and ends when it is told."""
+
+    def __init__(self, user):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            def lend():
+                with socket.socket(socket.AF_UNIX) as s:
+                    s.connect(BUS_SOCKET)
+                    socket.send_fds(theirs, [b"x"], [s.fileno()])
+            self.uid, self.gid = user.uid, pwd.getpwuid(user.uid).pw_gid
+            self.pid = fork_as(self.uid, self.gid, lend)
+            wait_readable(ours.fileno(), 60)
+            _, (fd,), _, _ = socket.recv_fds(ours, 1, 1)
+        self.client = RawClient(user.uid, connected=socket.socket(fileno=fd), fds=True)
+
+    def end(self):
+        """It ends; its connection, which is ours, does not."""
+        end_process(self.pid)
+
+    def call(self, *args, **keys):
+        """The name of the error, or None"""
+        return self.client.answer(self.client.send(*args, **keys)).get_error_name()
+
+    def call_fd(self, *args):
+        """The descriptor that is answered"""
+        self.client.kept_fds = []
+        error = self.call(*args)
+        fds, self.client.kept_fds = self.client.kept_fds, None
+        assert error is None and len(fds) == 1, (error, fds)
+        return fds[0]
+
+    def close(self):
+        self.client.close()
 
 
 def memory_of(pid):

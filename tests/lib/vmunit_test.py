@@ -276,7 +276,7 @@ def variant(signature, value):
 
 
 _KEYS = {"start": "b", "no-block": "b", "owner": "u", "timeout-usec": "t", "keep-intent": "b", "force": "b",
-         "next-start": "b", "after": "t", "vm": "s", "limit": "u"}
+         "next-start": "b", "read-only": "b", "after": "t", "vm": "s", "limit": "u"}
 
 
 def options(**keys):
@@ -533,9 +533,9 @@ class VM(Object):
         """The kept output of the serial port, as bytes."""
         return bytes(self.call("GetConsoleLog", "ta{sv}", size, {}))
 
-    def open_console(self):
+    def open_console(self, **keys):
         """A socket that reads and writes the serial port."""
-        return socket.socket(fileno=call_fd(self.path, self.interface, "OpenConsole", "a{sv}", {}))
+        return socket.socket(fileno=call_fd(self.path, self.interface, "OpenConsole", "a{sv}", options(**keys)))
 
     def wait_log(self, text, timeout=15):
         """Waits until the console log has TEXT (bytes)."""

@@ -131,6 +131,11 @@ class User:
         """Its number, as logind knows it"""
         return subprocess.run(["ps", "-o", "lsession=", "-p", str(self.pid)], capture_output=True, text=True, check=True).stdout.strip()
 
+    def close(self):
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
     def leave(self):
         """Its connection goes, whatever it waits for."""
         os.kill(self.pid, signal.SIGKILL)

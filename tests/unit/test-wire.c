@@ -42,6 +42,7 @@ static sd_bus_message *message(const char *types, ...) {
 
 typedef struct Values {
         bool flag;
+        bool flag_given;
         uint32_t number;
         uint64_t time;
         const char *text;
@@ -49,7 +50,7 @@ typedef struct Values {
 
 static int read_values(sd_bus_message *m, Values *v, sd_bus_error *error) {
         const Option options[] = {
-                { "flag", 'b', &v->flag },
+                { "flag", 'b', &v->flag, &v->flag_given },
                 { "number", 'u', &v->number },
                 { "time", 't', &v->time },
                 { "text", 's', &v->text },
@@ -66,11 +67,14 @@ static void test_options(void) {
 
         m = message("a{sv}", 3, "text", "s", "hello", "flag", "b", 1, "time", "t", UINT64_MAX);
         check(read_values(m, &v, &e) >= 0);
+        check(v.flag_given);
         check(v.flag && v.time == UINT64_MAX && v.number == 7 && streq(v.text, "hello"));
         check(sd_bus_message_at_end(m, true) > 0);
 
         none = message("a{sv}", 0);
         check(OPTIONS_NONE(none, &e) >= 0);
+        v = (Values) {};
+        check(sd_bus_message_rewind(none, true) >= 0 && read_values(none, &v, &e) >= 0 && !v.flag_given);
         check(!sd_bus_error_is_set(&e));
 }
 
