@@ -447,14 +447,14 @@ def _():
                 assert b"now" in read_until(terminal.fd, b"now")
             os.write(terminal.fd, b"\x03")
             assert terminal.end()[0] == -signal.SIGINT
-        process = subprocess.Popen(["vmunit", "console", "--read-only", vm.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(["vmunit", "console", "--read-only", vm.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         process.stdin.write(b"typed\n")
         process.stdin.close()
         with vm.open_console() as console:
-            # It may not listen yet: until it does.
-            wait_for(lambda: console.send(b"again") and select.select([process.stdout], [], [], 0.2)[0], 60)
+            say_until_heard(console, process.stdout.fileno(), b"again")
         vm.kill()
-        assert process.wait(60) == 0 and b"again" in process.stdout.read()
+        assert process.wait(60) == 0
+        process.stdout.close()
         assert b"typed" not in vm.console_log(), vm.console_log()
         bad(2, "log", "--read-only", vm.name, says="--read-only does not go with log")
 

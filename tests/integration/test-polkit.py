@@ -7,7 +7,6 @@ import os
 import pty
 import pwd
 import re
-import select
 import shutil
 import socket
 import sys
@@ -340,7 +339,7 @@ def _():
 
     def command(*args):
         return subprocess.Popen(["vmunit", *args], user=bob.uid, group=bob.uid, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+                                stderr=subprocess.PIPE, bufsize=0)
     with polkit_rules(BOBS_RULES), vm_of(root, "of-root", start=True) as theirs, vm_of(alice, "of-alice", start=True) as hers, \
             contextlib.closing(Lender(bob)) as lender, theirs.open_console() as console:
         theirs.wait_log(b"TINY-UP")
@@ -367,11 +366,12 @@ def _():
         follower = command("log", "--follow", "of-root")
         read_until(follower.stdout.fileno(), b"TINY-UP", 60)
         reader = command("console", "--read-only", "of-root")
-        wait_for(lambda: console.send(b"again") and select.select([reader.stdout], [], [], 0.2)[0], 60)
+        for process in (reader, follower):
+            say_until_heard(console, process.stdout.fileno(), b"again")
         theirs.kill()
-        for process in (follower, reader):
-            seen, said = process.communicate(b"mine")
-            assert process.returncode == 0 and b"again" in seen, (seen, said)
+        for process in (reader, follower):
+            _, said = process.communicate(b"mine")
+            assert process.returncode == 0, said
         assert b"mine" not in theirs.console_log()
 
 

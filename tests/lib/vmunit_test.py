@@ -51,7 +51,7 @@ BOOT = int(os.environ.get("BOOT", 1))           # of the VM bed: 2 after its fir
 
 __all__ = """BUS ROOT MANAGER VM_INTERFACE JOB ERROR SANITIZED SLICE_CGROUP BACKEND VMM_COMMS BOOT
     test run Skip BusError Timeout Call call call_async gather call_fd call_as get get_all set_property expect_error
-    options variant signals wait_for wait_readable wait_exit read_until signalled
+    options variant signals wait_for wait_readable wait_exit read_until say_until_heard signalled
     Manager VM Job tiny_definition bios_definition linux_definition merge
     systemctl journal unit_property unit_pids unit_cgroup wait_unit_gone escape encode
     daemon_pid start_daemon stop_daemon kill_daemon launcher_pid fds
@@ -239,6 +239,20 @@ def read_until(fd, text, timeout=10):
         if not piece:
             raise Timeout(f"end of file before {text!r}, got {data!r}")
         data += piece
+    return data
+
+
+def say_until_heard(console, fd, text, timeout=60):
+    """Says it on a console until it has come out of FD, where nobody may have listened yet; gives all that has."""
+    end, data = _until(timeout), b""
+    while text not in data:
+        if time.monotonic() > end:
+            raise Timeout(f"said {text!r} in vain, heard {data!r}")
+        console.sendall(text)
+        if select.select([fd], [], [], 0.2)[0]:
+            piece = os.read(fd, 65536)
+            assert piece, f"it has ended; heard {data!r}"
+            data += piece
     return data
 
 
