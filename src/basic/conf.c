@@ -59,7 +59,7 @@ static int parse_backends(const char *value, char ***ret) {
         for (char *w = strtok_r(copy, " \t", &state); w; w = strtok_r(NULL, " \t", &state)) {
                 Program p = program_from_string(w);
 
-                if ((int) p < 0 || p >= PROGRAM_VIRTIOFSD || strv_contains(l, w))
+                if ((int) p < 0 || p >= _PROGRAM_COMPANIONS || strv_contains(l, w))
                         return -EINVAL;
                 r = strv_extend(&l, w);
                 if (r < 0)

@@ -11,6 +11,7 @@ typedef enum Program {
         PROGRAM_VIRTIOFSD,
         PROGRAM_PASST,
         _PROGRAM_MAX,
+        _PROGRAM_COMPANIONS = PROGRAM_VIRTIOFSD, /* those from here on run beside a VMM */
 } Program;
 
 typedef enum OnBoot {

@@ -283,6 +283,13 @@ static bool is_called(Manager *m, Program program, const char *name) {
         return false;
 }
 
+static bool is_companion(Manager *m, const char *name) {
+        for (Program p = _PROGRAM_COMPANIONS; p < _PROGRAM_MAX; p++)
+                if (is_called(m, p, name))
+                        return true;
+        return false;
+}
+
 /* Something has happened in a directory: only to names that are looked for there does it matter, and to directories above. */
 static int on_inotify(sd_event_source *source, const struct inotify_event *ev, void *userdata) {
         Manager *m = userdata;
@@ -298,7 +305,7 @@ static int on_inotify(sd_event_source *source, const struct inotify_event *ev, v
         for (Backend b = 0; b < _BACKEND_MAX; b++)
                 if (ev->len > 0 && vmm_ops(b) && is_called(m, vmm_ops(b)->program, ev->name))
                         probe(m, b, false);
-        if (ev->len > 0 && is_called(m, PROGRAM_VIRTIOFSD, ev->name))
+        if (ev->len > 0 && is_companion(m, ev->name))
                 shares_probe(m);
         return 0;
 }
@@ -342,7 +349,8 @@ static void watch_all(Manager *m) {
         for (Backend b = 0; b < _BACKEND_MAX; b++)
                 if (vmm_ops(b))
                         watch_program(m, vmm_ops(b)->program);
-        watch_program(m, PROGRAM_VIRTIOFSD);
+        for (Program p = _PROGRAM_COMPANIONS; p < _PROGRAM_MAX; p++)
+                watch_program(m, p);
 }
 
 void manager_watch_backends(Manager *m) {

@@ -272,13 +272,11 @@ static void on_manager_probed(void *userdata, int error, const ProbeReply *reply
 }
 
 void shares_probe(Manager *m) {
-        static const Program programs[] = { PROGRAM_VIRTIOFSD, PROGRAM_PASST };
-
-        for (size_t i = 0; i < ELEMENTSOF(programs); i++) {
-                CompanionInfo *info = &m->companions[programs[i]];
+        for (Program p = _PROGRAM_COMPANIONS; p < _PROGRAM_MAX; p++) {
+                CompanionInfo *info = &m->companions[p];
 
                 info->probe = launch_call_free(info->probe); /* what it would tell may be old */
-                (void) launch_probe(m->event, programs[i], true, LAUNCHER_TIMEOUT_USEC, on_manager_probed, info, &info->probe);
+                (void) launch_probe(m->event, p, true, LAUNCHER_TIMEOUT_USEC, on_manager_probed, info, &info->probe);
         }
 }
 

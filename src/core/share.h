@@ -60,7 +60,7 @@ int shares_check(Manager *m, const char *name, const Definition *d, sd_bus_error
 int shares_check_program(Manager *m, const Definition *before, const Definition *d, sd_bus_error *error);
 
 /* share-start.c */
-/* Asks what virtiofsd there is, for what is refused when a VM is created. */
+/* Asks what virtiofsd and what passt there is, for what is refused when a VM is created. */
 void shares_probe(Manager *m);
 /* Begins the start of all that stand in vm->shares. On error nothing was begun of those that were not. */
 int shares_begin(VM *vm);

@@ -338,6 +338,22 @@ def _():
     wait_for(lambda: refused(networked()) == "", 20, "that it is found again", poll=0.1)
 
 
+@test("a passt that is installed later is found by the daemon that runs, and one that goes is missed")
+def _():
+    directory = "/usr/local/lib/late"
+    os.makedirs(directory, exist_ok=True)
+    with configured(Passt=directory + "/passt"):
+        wait_for(lambda: refused(networked()) != "", 20, "a refusal", poll=0.1)
+        daemon = daemon_pid()
+        shutil.copy("/usr/bin/passt", directory + "/passt.new")
+        os.rename(directory + "/passt.new", directory + "/passt")
+        wait_for(lambda: refused(networked()) == "", 20, "that it is found", poll=0.1)
+        os.unlink(directory + "/passt")
+        wait_for(lambda: refused(networked()) != "", 20, "that it is missed", poll=0.1)
+        assert daemon_pid() == daemon
+    shutil.rmtree(directory)
+
+
 @test("what a passt can't forward is refused")
 def _():
     both = [{"host": 2307, "guest": 80}, {"host": 2307, "guest": 81, "address": "127.0.0.2"}]
