@@ -59,6 +59,8 @@ static int write_record(VM *vm, const char *json, const char *next_json, const c
 
 /* Makes d the definition. */
 static int adopt(VM *vm, Definition *d, const char *next_json, const VMMOps *ops) {
+        /* Not what is planned without a policy: a start after a boot, or of what was interrupted */
+        bool ends_plan = vm->definition->restart_policy != RESTART_NO && d->restart_policy == RESTART_NO;
         _cleanup_free_ char *json = NULL;
         int r;
 
@@ -72,7 +74,7 @@ static int adopt(VM *vm, Definition *d, const char *next_json, const VMMOps *ops
         vm->definition = d;
         vm->ops = ops;
         (void) definition_hash(d, vm->definition_hash);
-        if (vm->rec.restart_at > 0 && d->restart_policy == RESTART_NO)
+        if (vm->rec.restart_at > 0 && ends_plan)
                 (void) restart_cancel(vm, false);
         vm_emit_changed(vm, "DefinitionHash", "CPUs", "MemoryBytes", "Labels", "VSockCID", "Backend", NULL);
         return 0;
@@ -148,7 +150,6 @@ static int update_next_start(VM *vm, const char *patch, sd_bus_error *error) {
         return r < 0 ? write_error(r, error) : 0;
 }
 
-/* What an earlier update has stored for the next start is part of the definition from now on. */
 /* It was merged, so it is an object. */
 static bool names_backend(const char *patch) {
         _cleanup_json_ json_object *o = json_tokener_parse(patch);
@@ -156,6 +157,7 @@ static bool names_backend(const char *patch) {
         return json_object_object_get_ex(o, "backend", NULL);
 }
 
+/* What an earlier update has stored for the next start is part of the definition from now on. */
 static int update_dead(VM *vm, const char *patch, sd_bus_error *error) {
         _cleanup_(definition_freep) Definition *d = NULL;
         const VMMOps *ops = NULL;
