@@ -18,6 +18,8 @@
 
 /* A virtiofsd ends when its VMM does, which may show a moment later. */
 #define GRACE_USEC (200 * USEC_PER_MSEC)
+/* The same once more, where its exit status is late */
+#define STATUS_LATE_USEC (100 * USEC_PER_MSEC)
 /* The same where it was the daemon that was away */
 #define TAKEOVER_GRACE_USEC (1 * USEC_PER_SEC)
 
@@ -44,6 +46,7 @@ static void share_done(Share *share) {
         share->run = run_free(share->run);
         share->grace = sd_event_source_disable_unref(share->grace);
         share->proof = sd_event_source_disable_unref(share->proof);
+        share->late = sd_event_source_disable_unref(share->late);
         free(share->tag);
         free(share->scope);
         free(share->dir);
@@ -287,8 +290,7 @@ void share_is_ready(Share *share) {
         share->start = share_start_free(share->start);
         share->ready = true;
         share->renew = false;
-        if (!share->kind->essential)
-                share->proof = sd_event_source_disable_unref(share->proof);
+        share->late = sd_event_source_disable_unref(share->late);
         (void) sd_event_now(share->vm->manager->event, CLOCK_MONOTONIC, &share->ready_usec);
         if (share->vm->start)
                 start_share_ready(share->vm);
@@ -348,8 +350,7 @@ void share_failed(Share *share, int error, const char *name, const char *format,
         }
         vm_log(vm, LOG_ERR, "%s[%u] (%s): %s", share->kind->list, share->index, share->tag, text);
         share->renew = !share->kind->essential;
-        if (share->renew)
-                share->proof = sd_event_source_disable_unref(share->proof);
+        share->late = sd_event_source_disable_unref(share->late);
         if (share_start_abandon(share))
                 return;
         if (share->kind->essential)
@@ -416,17 +417,17 @@ static int on_again(sd_event_source *source, uint64_t usec, void *userdata) {
                 return 0;
         r = share_begin(share);
         if (r >= 0)
-                r = sd_event_add_time_relative(m->event, &share->proof, CLOCK_MONOTONIC, m->config->start_timeout_usec, 0, on_again_late, share);
+                r = sd_event_add_time_relative(m->event, &share->late, CLOCK_MONOTONIC, m->config->start_timeout_usec, 0, on_again_late, share);
         if (r < 0)
                 share_failed(share, r, VMUNIT_ERROR_BACKEND_FAILED, "can't start %s again: %s", share->kind->program_name, strerror(-r));
         return 0;
 }
 
 static void share_again(Share *share) {
-        unsigned n = MIN(share->n_renewals, 6U);
+        unsigned n = MIN(share->n_deaths, 6U);
         uint64_t delay = n == 0 ? 0 : MIN(AGAIN_USEC << n, AGAIN_MAX_USEC);
 
-        share->n_renewals++;
+        share->n_deaths++;
         if (!vm_is_alive(share->vm) || share->vm->run->ending || share->grace)
                 return;
         if (sd_event_add_time_relative(share->vm->manager->event, &share->grace, CLOCK_MONOTONIC, delay, 0, on_again, share) < 0)
@@ -443,16 +444,35 @@ static bool may_renew(Share *share) {
                 return false;
         (void) sd_event_now(vm->manager->event, CLOCK_MONOTONIC, &now);
         if (now > share->ready_usec + GOOD_USEC)
-                share->n_renewals = 0;
+                share->n_deaths = 0;
         vm_add_event(vm, "network-lost", NULL, "The passt of its network %s has died, and with it all connections; another takes its place",
                      share->tag);
         return true;
+}
+
+static void share_ended(Share *share, uint64_t grace_usec);
+
+/* On a busy machine its parent, which tells how it ended, may not have had its turn. */
+static bool status_comes(const Share *share) {
+        return share->vm->ops && share->vm->ops->connects_shares && share->run->died_usec > 0 && !share->run->status_told;
+}
+
+static void read_status(Share *share) {
+        _cleanup_free_ char *path = strjoinf("%s/exit", share->dir);
+
+        if (!share->run->exit_known && path)
+                share->run->exit_known = helper_read_exit(path, &share->run->status) >= 0;
 }
 
 static int on_grace_over(sd_event_source *source, uint64_t usec, void *userdata) {
         Share *share = userdata;
 
         share->grace = sd_event_source_disable_unref(share->grace);
+        read_status(share);
+        if (!share->run->exit_known && status_comes(share)) {
+                share_ended(share, STATUS_LATE_USEC);
+                return 0;
+        }
         share->renew = may_renew(share);
         if (share->renew)
                 run_end(share->run);
@@ -506,8 +526,12 @@ static void on_gone(void *userdata) {
 
                 if (r < 0)
                         share_failed(share, r, VMUNIT_ERROR_BACKEND_FAILED, "can't start virtiofsd again: %s", strerror(-r));
-        } else if (vm->run)
-                run_others_gone(vm->run);
+        } else {
+                if (share->kind->essential && vm_is_alive(vm) && !vm->run->ending) /* it had failed while PID 1 was making its scope */
+                        share_lost(share);
+                if (vm->run)
+                        run_others_gone(vm->run);
+        }
 }
 
 static const RunHandler share_handler = {
@@ -541,6 +565,7 @@ void shares_end(VM *vm) {
                 share->ready = share->renew = false;
                 share->grace = sd_event_source_disable_unref(share->grace);
                 share->proof = sd_event_source_disable_unref(share->proof);
+                share->late = sd_event_source_disable_unref(share->late);
                 if (share->run)
                         share->run->status_told = true; /* of no interest any more */
                 if (!share_start_abandon(share) && share->run)
@@ -551,12 +576,9 @@ void shares_end(VM *vm) {
 void shares_take_over(VM *vm) {
         for (size_t i = 0; i < vm->n_shares; i++) {
                 Share *share = vm->shares + i;
-                _cleanup_free_ char *path = strjoinf("%s/exit", share->dir);
 
                 share->ready = run_is_alive(share->run);
-                if (share->ready)
-                        continue;
-                share->run->exit_known = path && helper_read_exit(path, &share->run->status) >= 0;
-                share_ended(share, TAKEOVER_GRACE_USEC);
+                if (!share->ready)
+                        share_ended(share, TAKEOVER_GRACE_USEC);
         }
 }

@@ -20,8 +20,10 @@ typedef struct Share {
         bool renew;                     /* the VMM has left it and takes a fresh one */
         bool unborn;                    /* the daemon that was to start it has died meanwhile */
         sd_event_source *grace;         /* it has ended: is it that the VMM has, too? Or it is to be started again */
-        unsigned n_renewals;            /* of a share since the VMM last told of a reset of its guest, of a network in a row */
-        sd_event_source *proof;         /* until when it has to tell of one; or a network's passt to answer */
+        unsigned n_renewals;            /* of a share since the VMM last told of a reset of its guest */
+        sd_event_source *proof;         /* until when it has to tell of one */
+        unsigned n_deaths;              /* of a network's passts in a row */
+        sd_event_source *late;          /* until when another passt has to answer */
         uint64_t ready_usec;            /* CLOCK_MONOTONIC: since when it answers */
 } Share;
 

@@ -265,6 +265,24 @@ def _():
         crashed(vm, "two")
 
 
+@test("a virtiofsd that its VMM has left, and whose parent is late to say so, has not crashed", timeout=60,
+      not_on={"qemu": "it keeps its virtiofsds"})
+def _():
+    with vm_of(shared("one")) as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        (before,) = virtiofsds(vm, "one")
+        parent = next(pid for pid in unit_pids(scope(vm, "one")) if program_of(pid) == "vmunit-exec")
+        with never_its_turn(scope(vm, "one"), parent):
+            reset = vm.reset_async()
+            wait_for(lambda: not alive(before), what="the end of its virtiofsd", poll=0.01)
+            late = time.monotonic() + 1             # longer than the daemon waits for the end of a VMM
+            wait_for(lambda: time.monotonic() > late, poll=0.05)
+        assert gather([reset]) == [None], reset.error
+        wait_for(lambda: times_on(vm, b"TINY-UP") == 2, 20, poll=0.02)
+        assert words(vm) == ("Running", "") and virtiofsds(vm, "one") != [before]
+
+
 @test("a guest's own reset keeps the shares, also while no daemon is there")
 def _():
     with vm_of(shared("one")) as vm:
