@@ -258,8 +258,9 @@ static const char *state_sentence(VMState s) {
         return sentences[s];
 }
 
+/* A start's run has its interval, too. */
 static bool ends_usage(const VM *vm, VMState to) {
-        return (to == VM_STOPPED || to == VM_ERROR || to == VM_STARTING) && !vm_is_alive(vm);
+        return (to == VM_STOPPED || to == VM_ERROR || to == VM_STARTING) && !(vm->run && run_is_alive(vm->run));
 }
 
 /* Its interval is open, unless the database is older than its run. */

@@ -5,6 +5,7 @@
 
 import fcntl
 import os
+import sqlite3
 import sys
 import time
 
@@ -61,6 +62,27 @@ def _():
             assert start.error and start.error.short == "BackendFailed", start.error
             assert words(vm) == ("Stopped", "start-failed") and not os.path.exists("/run/vmunit/vms/" + vm.Id)
             assert all(end for _, end in usage_of(vm))
+
+
+@test("a new VMM whose reboot can't be stored at once has its interval of usage all the same", timeout=90,
+      not_on={"qemu": "it reboots in the same process"})
+def _():
+    with fake_vmm() as fake, running() as vm:
+        fake("gate")
+        db = sqlite3.connect(DATABASE, isolation_level=None)
+        with contextlib.closing(db), launcher_stopped():
+            with stopped_process(vm.LeaderPID):
+                reboot = vm.reboot_async()
+                wait_for(lambda: vm.Job != "/", poll=0.01)
+                db.execute("BEGIN IMMEDIATE")
+            wait_for(lambda: vm.State == "Starting", poll=0.01)
+            db.execute("ROLLBACK")
+        with contextlib.closing(sqlite3.connect(f"file:{DATABASE}?mode=ro", uri=True)) as db:
+            stored = lambda: db.execute("SELECT state FROM vm WHERE id = ?", (vm.Id,)).fetchone()[0]
+            wait_for(lambda: vm.LeaderPID and stored() == "Starting", 20, "that it is stored", poll=0.05)
+        fake("go")
+        assert gather([reboot], 30) == [None], reboot.error
+        assert [bool(end) for _, end in usage_of(vm)] == [True, False], usage_of(vm)
 
 
 @test("a VMM killed while it stops: stopped, and the caller's Stop has succeeded")
@@ -194,26 +216,11 @@ def _():
         assert words(vm) == ("Running", "")
 
 
-@contextlib.contextmanager
-def never_its_turn(vm):
-    """The VMM's parent as on a machine that is so busy that it does not run; it is not stopped."""
-    cgroup = unit_cgroup(vm.Unit) + "/busy"
-    os.mkdir(cgroup)
-    with open(cgroup + "/cgroup.procs", "w") as f:
-        f.write(str(parent_of(vm)))
-    with open(cgroup + "/cgroup.freeze", "w") as f:
-        f.write("1")
-    wait_for(lambda: "frozen 1" in open(cgroup + "/cgroup.events").read(), poll=0.01)
-    yield
-    with open(cgroup + "/cgroup.freeze", "w") as f:
-        f.write("0")
-
-
 @test("the VMM's parent is late: what the guest said last and the exit status are not lost", timeout=60)
 def _():
     with running() as vm:
         pid = vm.LeaderPID
-        with never_its_turn(vm):
+        with never_its_turn(vm.Unit, parent_of(vm)):
             stop = vm.stop_async()
             wait_for(lambda: not alive(pid), what="the VMM's end", poll=0.01)
             late = time.monotonic() + 0.7       # which is longer than one that is stopped is waited for
