@@ -44,17 +44,29 @@ static int on_timeout(sd_event_source *source, uint64_t usec, void *userdata) {
         VM *vm = userdata;
 
         reboot_cancel(vm);
-        if (vm->job) /* the cancelling may have told it */
-                call_finish(vm, VMUNIT_ERROR_TIMEOUT, "the guest did not shut down in time, so it runs on", false);
+        call_finish(vm, VMUNIT_ERROR_TIMEOUT, "the guest did not shut down in time, so it runs on", false);
         return 0;
 }
 
-/* Of a VMM that ends with its guest: the end goes on with it. */
+/* Of a VMM that ends with its guest: the end goes on with it. That of a reboot whose time was over may come in the middle of another call;
+ * they come in their order. */
 static void on_button(void *userdata, int error, const char *message) {
+        VM *vm = userdata;
+
+        if (--vm->n_buttons > 0 || !vm->job || vm->job->call != CALL_REBOOT)
+                return;
         if (error < 0)
-                call_reply(userdata, error, message);
+                call_reply(vm, error, message);
         else
-                reboot_pressed(userdata);
+                reboot_pressed(vm);
+}
+
+static int press(VM *vm) {
+        int r;
+
+        r = vm->ops->power_button(vm->vmm, on_button, vm);
+        vm->n_buttons += r >= 0;
+        return r;
 }
 
 static int arm(VM *vm, uint64_t until) {
@@ -66,7 +78,7 @@ static int arm(VM *vm, uint64_t until) {
 static int send(VM *vm) {
         if (vm->run->reboot_pressed)
                 return vm->ops->reboot ? vm->ops->reboot_pressed(vm->vmm, call_reply, vm) : 0;
-        return vm->ops->reboot ? vm->ops->reboot(vm->vmm, call_reply, vm) : vm->ops->power_button(vm->vmm, on_button, vm);
+        return vm->ops->reboot ? vm->ops->reboot(vm->vmm, call_reply, vm) : press(vm);
 }
 
 int reboot_begin(VM *vm) {

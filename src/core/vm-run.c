@@ -534,6 +534,7 @@ void vm_disconnect(VM *vm) {
         VMM *v = TAKE_PTR(vm->vmm);
 
         vm->vmm_state = VMM_STATE_UNKNOWN;
+        vm->n_buttons = 0;
         if (v)
                 v->ops->free(v);
 }

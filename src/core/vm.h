@@ -56,6 +56,7 @@ struct VM {
         sd_event_source *reconnect;
         unsigned n_reconnects;          /* since its API answered last */
         sd_event_source *call_timer;    /* of a reboot: how long the guest may take */
+        unsigned n_buttons;             /* pressed for reboots, and not answered yet */
         bool reboot_resumes;            /* the job is a reboot of another daemon, of which the VMM has to be told again */
         bool call_waits;                /* the job is a call that waits for the VMM's API, as long as call_timer says */
 

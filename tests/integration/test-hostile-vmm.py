@@ -343,6 +343,17 @@ def _():
         assert (vm.State, vm.StateReason, vm.ExitCode) == ("Stopped", "stop-forced", 0)
 
 
+@test("what it says to a Reboot whose time is over is no answer to a Pause", timeout=60,
+      not_on={"qemu": "there a reboot is called off"})
+def _():
+    with hostile("late-button") as vm:
+        vm.start()
+        with expect_error("Timeout", "runs on"):
+            vm.reboot()
+        vm.pause()
+        assert (vm.State, vm.StateReason) == ("Paused", "")
+
+
 @test("its main thread ends and another goes on: it lives, for each daemon, until it is killed", timeout=60)
 def _():
     # a zombie whose other threads still held devices was taken for dead
