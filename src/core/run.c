@@ -77,6 +77,11 @@ bool run_is_alive(const Run *r) {
         return r->pidfd >= 0 && !r->dead && !pidfd_dead(r->pidfd);
 }
 
+void run_forget_launch(Run *r) {
+        if (r->helper_pidfd < 0)
+                r->launch = launch_call_free(r->launch);
+}
+
 /* Status */
 
 static void run_read_status(Run *r) {

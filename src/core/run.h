@@ -62,6 +62,8 @@ int run_new(sd_event *event, Systemd *systemd, const RunHandler *handler, void *
 Run *run_free(Run *r);
 DEFINE_TRIVIAL_CLEANUP_FUNC(Run *, run_free);
 
+/* The answer of a launch, if it is still to come, would come to nobody. */
+void run_forget_launch(Run *r);
 /* Take the pidfds over, and watch them. */
 int run_set_helper(Run *r, pid_t pid, int pidfd);
 int run_set_vmm(Run *r, pid_t pid, int pidfd);

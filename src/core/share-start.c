@@ -38,8 +38,8 @@ ShareStart *share_start_free(ShareStart *s) {
 bool share_start_abandon(Share *share) {
         ShareStart *s = share->start;
 
-        if (s && share->run && share->run->helper_pidfd < 0) /* its answer would come to nobody */
-                share->run->launch = launch_call_free(share->run->launch);
+        if (s && share->run)
+                run_forget_launch(share->run);
         if (!s || !s->scope) {
                 share->start = share_start_free(s);
                 return false;

@@ -496,7 +496,6 @@ static int ask_for_loop(Start *s, uint32_t which) {
 
         start_undo_launch(s);
         s->control_fd = safe_close(s->control_fd);
-        s->vm->run->launch = launch_call_free(s->vm->run->launch);
         if (which >= s->n_fds || !f->key)
                 return start_errno(s, -EBADMSG, "the launcher can't start the VMM's parent");
         if (sscanf(f->key, "disks[%u].path", &disk) != 1 || s->vm->definition->disks[disk].format != DISK_RAW)
@@ -557,6 +556,8 @@ static int launch(Start *s) {
 void start_undo_launch(Start *s) {
         s->loop = launch_call_free(s->loop);
         s->helper = helper_free(s->helper); /* without GO the helper exits, and its child with it */
+        if (s->vm->run)
+                run_forget_launch(s->vm->run);
 }
 
 /* scope: from here on systemd tracks it */
