@@ -236,7 +236,6 @@ typedef struct Listing {
         Manager *manager;
         bool all_details;
         uid_t caller;           /* else who owns a VM has its details */
-        unsigned n;
 } Listing;
 
 static bool has_details(const Listing *l, const Event *ev) {
@@ -334,8 +333,6 @@ int manager_method_list_own_events(sd_bus_message *m, void *userdata, sd_bus_err
 static int list_usage(const Usage *u, void *userdata) {
         Listing *l = userdata;
 
-        if (l->n++ >= USAGE_MAX)
-                return -E2BIG;
         return sd_bus_message_append(l->reply, "(ssttta{sv})", u->vm_id, u->vm_name, u->id, u->start, u->end, 2,
                                      "BootID", "s", strempty(u->boot_id),
                                      "InvocationID", "s", strempty(u->invocation_id));
@@ -358,7 +355,7 @@ int manager_method_get_usage(sd_bus_message *m, void *userdata, sd_bus_error *er
         r = sd_bus_message_open_container(reply, 'a', "(ssttta{sv})");
         if (r < 0)
                 return r;
-        r = store_foreach_usage(manager->store, from, to, list_usage, &(Listing) { .reply = reply });
+        r = store_foreach_usage(manager->store, from, to, USAGE_MAX, list_usage, &(Listing) { .reply = reply });
         if (r == -E2BIG)
                 return sd_bus_error_setf(error, SD_BUS_ERROR_LIMITS_EXCEEDED,
                                          "More than %u intervals lie in that time; ask for less at a time", USAGE_MAX);

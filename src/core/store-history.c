@@ -185,14 +185,18 @@ static int give_event(sqlite3_stmt *st, int (*cb)(const Event *ev, void *userdat
         return cb(&ev, userdata);
 }
 
+#define EVENTS "SELECT id, usec, vm_id, vm_name, type, message, details FROM event WHERE "
+#define IDS_BY(column) "SELECT * FROM (SELECT id FROM event WHERE " column " = ?2 AND id > ?1 ORDER BY id LIMIT ?3)"
+#define EVENTS_OF_ALL EVENTS "id > ?1 AND ?2 IS NULL ORDER BY id LIMIT ?3"
+/* Looks at no more rows than it gives: with OR it would be all that there are. */
+#define EVENTS_OF_VM EVENTS "id IN (" IDS_BY("vm_id") " UNION " IDS_BY("vm_name") ") ORDER BY id LIMIT ?3"
+
 int store_foreach_event(Store *s, uint64_t after, const char *vm, unsigned limit,
                         int (*cb)(const Event *ev, void *userdata), void *userdata) {
         _cleanup_statement_ sqlite3_stmt *st = NULL;
         int r, rc;
 
-        r = store_walk_new(s, "SELECT id, usec, vm_id, vm_name, type, message, details FROM event "
-                              "WHERE id > ?1 AND (?2 IS NULL OR vm_id = ?2 OR vm_name = ?2) ORDER BY id LIMIT ?3",
-                           &st, "isi", clamp(after), vm, (int64_t) limit);
+        r = store_walk_new(s, vm ? EVENTS_OF_VM : EVENTS_OF_ALL, &st, "isi", clamp(after), vm, (int64_t) limit);
         if (r < 0)
                 return r;
 
@@ -242,14 +246,31 @@ static int give_usage(sqlite3_stmt *st, int (*cb)(const Usage *u, void *userdata
         return cb(&u, userdata);
 }
 
-int store_foreach_usage(Store *s, uint64_t from, uint64_t to, int (*cb)(const Usage *u, void *userdata),
+#define USAGE_FROM_TO "FROM usage WHERE start_usec < ?2 AND (end_usec > ?1 OR end_usec IS NULL)"
+
+static int check_usages(Store *s, uint64_t from, uint64_t to, unsigned max) {
+        _cleanup_statement_ sqlite3_stmt *st = NULL;
+        int r, rc;
+
+        r = store_walk_new(s, "SELECT count(*) FROM (SELECT 1 " USAGE_FROM_TO " LIMIT ?3)", &st, "iii", clamp(from), clamp(to),
+                           (int64_t) max + 1);
+        if (r < 0)
+                return r;
+        rc = sqlite3_step(st);
+        if (rc != SQLITE_ROW)
+                return store_error(s->db, rc) ?: -EIO;
+        return sqlite3_column_int64(st, 0) > max ? -E2BIG : 0;
+}
+
+int store_foreach_usage(Store *s, uint64_t from, uint64_t to, unsigned max, int (*cb)(const Usage *u, void *userdata),
                         void *userdata) {
         _cleanup_statement_ sqlite3_stmt *st = NULL;
         int r, rc;
 
-        r = store_walk_new(s, "SELECT id, vm_id, vm_name, start_usec, end_usec, boot_id, invocation_id FROM usage "
-                              "WHERE start_usec < ?2 AND (end_usec > ?1 OR end_usec IS NULL) ORDER BY id",
-                           &st, "ii", clamp(from), clamp(to));
+        r = check_usages(s, from, to, max);
+        if (r >= 0)
+                r = store_walk_new(s, "SELECT id, vm_id, vm_name, start_usec, end_usec, boot_id, invocation_id " USAGE_FROM_TO " ORDER BY id",
+                                   &st, "ii", clamp(from), clamp(to));
         if (r < 0)
                 return r;
 

@@ -66,6 +66,9 @@ static const char *const migrations[] = {
         "ALTER TABLE vm ADD COLUMN slot INTEGER NOT NULL DEFAULT 0;"
         "UPDATE vm SET slot = (SELECT count(*) FROM vm AS v WHERE v.seq <= vm.seq);"
         "CREATE UNIQUE INDEX vm_slot ON vm (slot) WHERE slot > 0;",
+        /* anybody may ask for those of a VM, also of one that never was */
+        "CREATE INDEX event_vm_id ON event (vm_id);"
+        "CREATE INDEX event_vm_name ON event (vm_name);",
 };
 
 #define SCHEMA_VERSION ((int) ELEMENTSOF(migrations))

@@ -130,8 +130,8 @@ typedef enum LastStep {
         LAST_STEP_EXITED,
 } LastStep;
 int store_last_step(Store *s, const char *vm_id, LastStep *ret);
-/* Intervals that overlap [from, to). */
-int store_foreach_usage(Store *s, uint64_t from, uint64_t to, int (*cb)(const Usage *u, void *userdata),
+/* Intervals that overlap [from, to). -E2BIG, before the first is told of: there are more than max. */
+int store_foreach_usage(Store *s, uint64_t from, uint64_t to, unsigned max, int (*cb)(const Usage *u, void *userdata),
                         void *userdata);
 
 /* The next number of a counter that is kept for ever ("job"); numbers may be left out after a crash. Reserves a block at a

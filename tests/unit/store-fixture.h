@@ -151,7 +151,7 @@ static inline unsigned events(Store *s, const char *vm) {
 static inline unsigned usages(Store *s, uint64_t from, uint64_t to) {
         unsigned n = 0;
 
-        return store_foreach_usage(s, from, to, count_usage, &n) < 0 ? UINT32_MAX : n;
+        return store_foreach_usage(s, from, to, UINT32_MAX, count_usage, &n) < 0 ? UINT32_MAX : n;
 }
 
 static inline int foreign(const char *sql) {

@@ -224,12 +224,17 @@ static uint64_t add_event(Store *s, const char *vm, uint64_t usec) {
         return id;
 }
 
+static int read_id(const Event *ev, void *userdata) {
+        *(uint64_t *) userdata = ev->id;
+        return 0;
+}
+
 static void test_events(void) {
         _cleanup_(store_closep) Store *s = NULL;
         _cleanup_json_ json_object *details = json_object_new_object();
         Event ev = { .usec = 7, .vm_id = "id", .vm_name = "web", .type = "started", .message = "Up.",
                      .details = details };
-        uint64_t id = 0;
+        uint64_t id = 0, first = 0;
         unsigned n = 0;
 
         json_object_object_add(details, "word", json_object_new_string("a\"/ä"));
@@ -251,6 +256,12 @@ static void test_events(void) {
         is_int(events(s, "a"), 4, "those of a name");
         is_int(events(s, "id"), 10, "those of an id");
         is_int(events(s, "none"), 0, "those of nobody");
+        n = 0;
+        check(store_foreach_event(s, 2, "a", 3, count_event, &n) == 0);
+        is_int(n, 3, "at most so many of a name after an id");
+        check(store_foreach_event(s, 5, "id", 1, read_id, &first) == 0);
+        is_int(first, 6, "the first of them");
+        n = 0;
         check(store_foreach_event(s, 7, NULL, 100, count_event, &n) == 0);
         is_int(n, 3, "those after an id");
         n = 0;
@@ -266,9 +277,28 @@ static void test_events(void) {
         is_int(add_event(s, "a", 1), 11, "an id is never used again");
 }
 
-static int read_id(const Event *ev, void *userdata) {
-        *(uint64_t *) userdata = ev->id;
+static int count_steps(void *userdata) {
+        (*(unsigned *) userdata)++;
         return 0;
+}
+
+/* Whoever asks, also again and again, costs no look at all that there are. */
+static void test_asking(void) {
+        _cleanup_(store_closep) Store *s = NULL;
+        const Event ev = { .usec = 1, .vm_id = "id", .vm_name = "vm", .type = "t", .message = "m" };
+        unsigned steps = 0, n = 0;
+        bool good;
+
+        fresh();
+        s = open_store();
+        good = store_begin(s) == 0;
+        for (int i = 0; good && i < 20000; i++)
+                good = store_add_event(s, &ev, NULL) == 0;
+        ok(good && store_commit(s) == 0, "20,000 events");
+        sqlite3_progress_handler(s->db, 1000, count_steps, &steps);
+        ok(events(s, "none") == 0 && steps == 0, "a name that never was (%u,000 steps)", steps);
+        check(store_foreach_event(s, 10000, "vm", 10, count_event, &n) == 0);
+        ok(n == 10 && steps <= 1, "ten of a name (%u,000 steps)", steps);
 }
 
 static void test_pruning(void) {
@@ -426,6 +456,7 @@ static int read_usage(const Usage *u, void *userdata) {
 static void test_usage(void) {
         _cleanup_(store_closep) Store *s = NULL;
         const VMRecord r = record(1);
+        unsigned n = 0;
         Usage u = {};
 
         fresh();
@@ -438,7 +469,7 @@ static void test_usage(void) {
         is_int(store_open_usage(s, &r, 101, "boot", "invocation"), -EEXIST, "not twice");
         check(store_commit(s) == 0);
         is_int(store_usage_is_open(s, r.id), 1, "is open");
-        is_int(store_foreach_usage(s, 0, UINT64_MAX, read_usage, &u), 0, "read");
+        is_int(store_foreach_usage(s, 0, UINT64_MAX, 1, read_usage, &u), 0, "read");
         ok(u.start == 100 && u.end == 0, "with start and no end");
         is_int(usages(s, 200, 300), 1, "an open one lasts");
         is_int(usages(s, 0, 100), 0, "not before its start");
@@ -452,7 +483,10 @@ static void test_usage(void) {
         check(store_commit(s) == 0);
         is_int(store_usage_is_open(s, r.id), 0, "is closed");
         is_int(usages(s, 0, UINT64_MAX), 2, "both outlive their VM");
-        check(store_foreach_usage(s, 0, 150, read_usage, &u) == 0);
+        n = 0;
+        is_int(store_foreach_usage(s, 0, UINT64_MAX, 1, count_usage, &n), -E2BIG, "more than are wanted are refused");
+        is_int(n, 0, "before one is told of");
+        check(store_foreach_usage(s, 0, 150, 1, read_usage, &u) == 0);
         ok(u.start == 100 && u.end == 100, "no end before the start, and the first end holds");
         is_int(usages(s, 250, 300), 0, "an end is not part of it");
         is_int(usages(s, 249, 250), 1, "what is before it is");
@@ -616,15 +650,15 @@ static void test_wrong_database(void) {
         refused(-EOPNOTSUPP, "upgrade vmunit", "a newer schema");
         check(foreign("PRAGMA user_version = 0") == SQLITE_OK);
         refused(-EBADMSG, "not one of vmunit", "no version");
-        check(foreign("PRAGMA user_version = 3; PRAGMA application_id = 1") == SQLITE_OK);
+        check(foreign("PRAGMA user_version = 4; PRAGMA application_id = 1") == SQLITE_OK);
         refused(-EBADMSG, "not one of vmunit", "another program's");
         check(foreign("PRAGMA application_id = 0x766d756e") == SQLITE_OK);
         s = open_store();
         is_int(vms(s), 40, "nothing was changed by all that");
         s = store_close(s);
 
-        check(foreign("DROP INDEX vm_slot; ALTER TABLE vm DROP COLUMN slot; ALTER TABLE vm DROP COLUMN start_from; "
-                      "PRAGMA user_version = 1") == SQLITE_OK);
+        check(foreign("DROP INDEX event_vm_id; DROP INDEX event_vm_name; DROP INDEX vm_slot; ALTER TABLE vm DROP COLUMN slot; "
+                      "ALTER TABLE vm DROP COLUMN start_from; PRAGMA user_version = 1") == SQLITE_OK);
         s = open_store();
         is_int(vms(s), 40, "one of the first version is taken over");
         s = store_close(s);
@@ -737,6 +771,7 @@ int main(void) {
         test_large();
         test_vms();
         test_events();
+        test_asking();
         test_pruning();
         test_age();
         test_kept();
