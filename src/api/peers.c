@@ -30,7 +30,7 @@
 #define UNREAD_PEER_FDS_MAX 4U
 #define UNREAD_USER_FDS_MAX 8U
 #define LOOK_AGAIN_USEC (100 * USEC_PER_MSEC)
-/* The bus has taken nothing for so many looks: somebody does not read our signals, which can't be held back. */
+/* The bus has answered nothing for so many looks: somebody does not read our signals, which can't be held back. */
 #define STUCK_LOOK_USEC (3 * USEC_PER_SEC)
 #define STUCK_LOOKS_MAX 5U
 #define STUCK_BYTES_MIN 32768U
@@ -75,8 +75,8 @@ struct Peers {
         Peer *list;             /* who called last comes first */
         bool uncounted;         /* the bus can't tell who has not read what, and looks after itself, as dbus-broker does */
         sd_event_source *again, *stuck;
-        uint64_t queued;        /* when `stuck` looked last */
-        unsigned stuck_looks;
+        sd_bus_slot *ping;      /* answered when the bus has taken all that was sent before it */
+        unsigned stuck_looks;   /* since the last one was */
 };
 
 /* One bus, one list: who asks for a sender has nothing but a message. */
@@ -572,7 +572,7 @@ static int on_again(sd_event_source *source, uint64_t usec, void *userdata) {
 
 /* A bus that takes nothing more */
 
-/* What it has not taken: in the socket, where megabytes fit, and here */
+/* What it has not taken, of what is in the socket, where megabytes fit. How much that is says nothing: it may take as much as comes. */
 static uint64_t queued_bytes(const Peers *peers) {
         int n = 0;
 
@@ -581,31 +581,43 @@ static uint64_t queued_bytes(const Peers *peers) {
         return (uint64_t) n;
 }
 
+static int on_pong(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        Peers *peers = userdata;
+
+        peers->ping = sd_bus_slot_unref(peers->ping);
+        peers->stuck_looks = 0;
+        return 0;
+}
+
+static int on_stuck(sd_event_source *source, uint64_t usec, void *userdata);
+
+static void look_at_queue(Peers *peers) {
+        if (!peers->ping)
+                (void) sd_bus_call_method_async(peers->bus, &peers->ping, BUS, BUS_PATH, BUS ".Peer", "Ping", on_pong, peers, NULL);
+        (void) sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->stuck, CLOCK_MONOTONIC, STUCK_LOOK_USEC, 0, on_stuck, peers);
+}
+
 static int on_stuck(sd_event_source *source, uint64_t usec, void *userdata) {
         Peers *peers = userdata;
-        uint64_t n = queued_bytes(peers);
 
         peers->stuck = sd_event_source_disable_unref(peers->stuck);
-        if (n == 0)
+        if (queued_bytes(peers) == 0)
                 return 0;
-        peers->stuck_looks = n < peers->queued ? 0 : peers->stuck_looks + 1;
-        peers->queued = n;
-        if (peers->stuck_looks >= STUCK_LOOKS_MAX) {
+        if (++peers->stuck_looks >= STUCK_LOOKS_MAX) {
                 log_error("The bus has taken no message for %u s, for some clients do not read what we send: starting again",
                           STUCK_LOOKS_MAX * (unsigned) (STUCK_LOOK_USEC / USEC_PER_SEC));
                 return sd_event_exit(sd_bus_get_event(peers->bus), 1);
         }
-        return sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->stuck, CLOCK_MONOTONIC, STUCK_LOOK_USEC, 0, on_stuck, peers);
+        look_at_queue(peers);
+        return 0;
 }
 
 static void watch_queue(Peers *peers) {
-        if (peers->stuck)
+        if (peers->stuck || queued_bytes(peers) < STUCK_BYTES_MIN)
                 return;
-        peers->queued = queued_bytes(peers);
+        peers->ping = sd_bus_slot_unref(peers->ping);
         peers->stuck_looks = 0;
-        if (peers->queued >= STUCK_BYTES_MIN)
-                (void) sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->stuck, CLOCK_MONOTONIC, STUCK_LOOK_USEC, 0, on_stuck,
-                                                  peers);
+        look_at_queue(peers);
 }
 
 /* All that comes in */
@@ -674,6 +686,7 @@ Peers *peers_free(Peers *p) {
         sd_bus_slot_unref(p->match);
         sd_event_source_disable_unref(p->again);
         sd_event_source_disable_unref(p->stuck);
+        sd_bus_slot_unref(p->ping);
         while (p->list)
                 peer_free(p->list);
         sd_bus_unref(p->bus);
