@@ -399,7 +399,7 @@ void peer_call_ends(sd_bus_message *m) {
 
 /* What it has not read */
 
-/* Upper bounds: what is too much costs one more question to the bus. */
+/* Mostly upper bounds: what is too much costs one more question to the bus, and what was too little is known by the next one. */
 static uint64_t cost_of(const Peers *peers, sd_bus_message *m) {
         const struct {
                 const char *member;

@@ -367,7 +367,6 @@ PROPERTY_GETTER(leader_pid) {
         return sd_bus_message_append(reply, "u", (uint32_t) vm_leader_pid(userdata));
 }
 
-/* No back end has a vsock device yet. */
 PROPERTY_GETTER(vsock_cid) {
         return sd_bus_message_append(reply, "u", vm_vsock_cid(userdata));
 }

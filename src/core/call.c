@@ -11,7 +11,6 @@
 /* Pause, Resume, Reset, Reboot: one call to the VMM each. A reboot waits for the guest as long as a stop would. Where the VMM's API
  * does not answer yet, for the daemon has just come back, say, they wait for it, and so does a Start of an Error whose VMM lives. */
 
-#define DEATH_SHOWS_USEC (500 * USEC_PER_MSEC)
 #define CONNECT_TIMEOUT_USEC (5 * USEC_PER_SEC)
 
 void call_finish(VM *vm, const char *error_name, const char *message, bool canceled) {
@@ -54,10 +53,9 @@ static int on_still_alive(sd_event_source *source, uint64_t usec, void *userdata
         return 0;
 }
 
-/* A process that dies closes its sockets first: its death, which says more, is given a moment to show. */
 static void call_disconnected(VM *vm) {
         vm->call_timer = sd_event_source_disable_unref(vm->call_timer);
-        if (sd_event_add_time_relative(vm->manager->event, &vm->call_timer, CLOCK_MONOTONIC, DEATH_SHOWS_USEC, 0, on_still_alive,
+        if (sd_event_add_time_relative(vm->manager->event, &vm->call_timer, CLOCK_MONOTONIC, VM_DEATH_SHOWS_USEC, 0, on_still_alive,
                                        vm) < 0)
                 on_still_alive(NULL, 0, vm);
 }

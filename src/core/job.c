@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <inttypes.h>
-#include <time.h>
 
 #include "basic/fault.h"
 #include "basic/log.h"
@@ -10,13 +9,6 @@
 #include "core/manager.h"
 #include "core/message-ids.h"
 #include "core/vm-private.h"
-
-static uint64_t monotonic_now(void) {
-        struct timespec ts;
-
-        clock_gettime(CLOCK_MONOTONIC, &ts);
-        return (uint64_t) ts.tv_sec * USEC_PER_SEC + (uint64_t) ts.tv_nsec / 1000;
-}
 
 int job_new(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, Job **ret) {
         _cleanup_(job_freep) Job *j = NULL;
@@ -31,7 +23,7 @@ int job_new(VM *vm, VMCall call, uid_t caller, done_cb cb, void *userdata, Job *
                 .stage = "queued",
                 .progress = -1,
                 .started_usec = now_realtime(),
-                .stage_usec = monotonic_now(),
+                .stage_usec = now_monotonic(),
                 .caller = caller,
                 .cancelable = call == CALL_START && !vm_is_alive(vm),
         };
@@ -156,7 +148,7 @@ static void job_log_stages(Job *j) {
 
 /* Logged together at the end */
 static void job_end_stage(Job *j) {
-        uint64_t now = monotonic_now();
+        uint64_t now = now_monotonic();
 
         if (j->n_past == ELEMENTSOF(j->past))
                 job_log_stages(j);

@@ -29,7 +29,7 @@ struct ShareStart {
 /* What a kind of companion of a VMM does its own way */
 struct ShareKind {
         const char *program_name, *title, *list; /* "virtiofsd", "Share", "filesystems" */
-        const char *key, *package;      /* which key of the list's elements asks for it; where it comes from */
+        const char *key, *package;      /* which key of the list's elements names it; where its program comes from */
         const char *setting;            /* in vmunit.conf */
         const char *prefix;             /* of its directory below the VM's in /run: "fs-" */
         Program program;
@@ -37,6 +37,8 @@ struct ShareKind {
         size_t n_fds;                   /* that its program is given */
         bool essential;                 /* the VM does not run on without it */
         char *(*scope_name)(const char *vm, const char *name);
+        /* Why it can't be launched, in words, where more is known than the error's own; else NULL */
+        const char *(*describe)(int error);
         /* Its files beside those that all have: 0 or -errno */
         int (*make_files)(ShareStart *s);
         /* Begins to make what it is given, if that takes longer; share_prepared() when s->opened */

@@ -179,19 +179,15 @@ static int ask_for_scope(ShareStart *s) {
 
 static void on_launched(void *userdata, int error, pid_t pid, int pidfd, uint32_t which) {
         ShareStart *s = userdata;
+        const char *why;
         int r;
 
         s->control_fd = safe_close(s->control_fd);
         for (size_t i = 0; i < SHARE_FDS_MAX; i++)
                 s->fds[i] = safe_close(s->fds[i]);
-        if (error == -EMEDIUMTYPE) {
-                share_failed(s->share, error, VMUNIT_ERROR_BACKEND_FAILED,
-                             "source: its file system knows no idmapped mounts, which keep the files' owners; ext4, xfs, btrfs and tmpfs do");
-                return;
-        }
-        if (error == -EUSERS) {
-                share_failed(s->share, error, VMUNIT_ERROR_BACKEND_FAILED,
-                             "its virtiofsd needs a user namespace, and this host makes none (user.max_user_namespaces=)");
+        why = error < 0 && s->share->kind->describe ? s->share->kind->describe(error) : NULL;
+        if (why) {
+                share_failed(s->share, error, VMUNIT_ERROR_BACKEND_FAILED, "%s", why);
                 return;
         }
         r = error < 0 ? error : run_set_helper(s->share->run, pid, pidfd);

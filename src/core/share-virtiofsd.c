@@ -14,8 +14,6 @@
 
 /* A shared folder's virtiofsd: the directory opened as its owner, and its first answer. */
 
-#define OPEN_TIMEOUT_USEC (5 * USEC_PER_SEC)
-
 enum { FD_DIRECTORY, FD_LISTEN, N_FDS };
 
 /* Its answer */
@@ -96,7 +94,7 @@ static int begin_open(ShareStart *s) {
         const VM *vm = share->vm;
 
         return launch_open(vm->manager->event, vm->definition->filesystems[share->index].source, vm->rec.owner, LAUNCH_OPEN_DIRECTORY,
-                           OPEN_TIMEOUT_USEC, on_opened, s, &s->open);
+                           LAUNCHER_TIMEOUT_USEC, on_opened, s, &s->open);
 }
 
 /* Its socket */
@@ -140,12 +138,20 @@ static int make_files(ShareStart *s) {
         return MIN(r, 0);
 }
 
+static const char *describe(int error) {
+        if (error == -EMEDIUMTYPE)
+                return "source: its file system knows no idmapped mounts, which keep the files' owners; ext4, xfs, btrfs and tmpfs do";
+        if (error == -EUSERS)
+                return "its virtiofsd needs a user namespace, and this host makes none (user.max_user_namespaces=)";
+        return NULL;
+}
+
 const ShareKind share_kind_virtiofsd = {
         .program_name = "virtiofsd",
         .title = "Share",
         .list = "filesystems",
         .key = "tag",
-        .package = "virtiofsd",
+        .package = "virtiofsd (in Debian 12 qemu-system-common)",
         .setting = "VirtioFSD",
         .prefix = "fs-",
         .program = PROGRAM_VIRTIOFSD,
@@ -153,6 +159,7 @@ const ShareKind share_kind_virtiofsd = {
         .n_fds = N_FDS,
         .essential = true, /* else its guest hangs */
         .scope_name = share_scope_name,
+        .describe = describe,
         .make_files = make_files,
         .open = begin_open,
         .plan = plan,

@@ -202,26 +202,26 @@ int shares_check(Manager *m, const char *name, const Definition *d, sd_bus_error
         return check_networks(m, name, d, error);
 }
 
-/* Which of its networks needs a passt first; d->n_networks: none does */
-static size_t first_user_network(const Definition *d) {
-        size_t i = 0;
-
-        while (i < d->n_networks && d->networks[i].type != NETWORK_USER)
-                i++;
-        return i;
+/* Which element of the kind's list needs it first, or SIZE_MAX */
+static size_t first_of(const Definition *d, const ShareKind *kind) {
+        if (kind == &share_kind_virtiofsd)
+                return d->n_filesystems > 0 ? 0 : SIZE_MAX;
+        for (size_t i = 0; i < d->n_networks; i++)
+                if (d->networks[i].type == NETWORK_USER)
+                        return i;
+        return SIZE_MAX;
 }
 
 int shares_check_program(Manager *m, const Definition *before, const Definition *d, sd_bus_error *error) {
-        size_t network = first_user_network(d);
+        for (size_t k = 0; k < ELEMENTSOF(kinds); k++) {
+                const ShareKind *kind = kinds[k];
+                size_t i = first_of(d, kind);
 
-        if (d->n_filesystems > 0 && !(before && before->n_filesystems > 0) && m->companions[PROGRAM_VIRTIOFSD].missing)
-                return sd_bus_error_set(error, VMUNIT_ERROR_NOT_SUPPORTED,
-                                        "filesystems: they need virtiofsd, which was not found; install the package virtiofsd (in Debian 12 "
-                                        "qemu-system-common), or see VirtioFSD= in vmunit.conf(5)");
-        if (network < d->n_networks && !(before && first_user_network(before) < before->n_networks) && m->companions[PROGRAM_PASST].missing)
-                return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED,
-                                         "networks[%zu].type: \"user\" needs passt, which was not found; install the package passt, or see "
-                                         "Passt= in vmunit.conf(5)", network);
+                if (i != SIZE_MAX && !(before && first_of(before, kind) != SIZE_MAX) && m->companions[kind->program].missing)
+                        return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED,
+                                                 "%s[%zu]: it needs %s, which was not found; install the package %s, or see %s= in vmunit.conf(5)",
+                                                 kind->list, i, kind->program_name, kind->package, kind->setting);
+        }
         return 0;
 }
 

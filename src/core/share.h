@@ -3,8 +3,8 @@
 
 #include "core/vm-private.h"
 
-/* One shared folder of a VM while it is in use: its virtiofsd, in a scope of its own. It begins before the VMM and goes with it; the VM
- * does not run on without it (docs/architecture.md). */
+/* A companion of a VM's VMM while it is in use, in a scope of its own: the virtiofsd of a shared folder, or the passt of a network. It begins
+ * before the VMM and goes with it. Without a virtiofsd the VM does not run on; a passt is replaced (docs/architecture.md). */
 
 typedef struct ShareStart ShareStart;
 typedef struct ShareKind ShareKind;
@@ -16,7 +16,7 @@ typedef struct Share {
         char *tag, *scope, *dir;        /* dir: <run_dir>/fs-<tag>, or net-<name> */
         Run *run;                       /* NULL: nothing of it is there */
         ShareStart *start;              /* what its start has built so far, while it goes on */
-        bool ready;                     /* virtiofsd answers */
+        bool ready;                     /* it answers */
         bool renew;                     /* the VMM has left it and takes a fresh one */
         bool unborn;                    /* the daemon that was to start it has died meanwhile */
         sd_event_source *grace;         /* it has ended: is it that the VMM has, too? Or it is to be started again */
@@ -71,6 +71,6 @@ int share_begin(Share *share);
 int share_vmm_fd(const Share *share);
 /* Whether PID 1 has to be waited for, after which the run is ended. */
 bool share_start_abandon(Share *share);
-/* Of virtiofsd or its parent, while it starts */
+/* Of its program or that one's parent, while it starts */
 void share_start_died(Share *share);
 ShareStart *share_start_free(ShareStart *s);

@@ -665,7 +665,7 @@ static void undo_scope(Start *s) {
                 s->call = systemd_call_free(s->call);
 }
 
-/* shares: their virtiofsds answer before the VMM is there */
+/* shares: virtiofsds and passts answer before the VMM is there */
 
 void start_share_ready(VM *vm) {
         Start *s = vm->start;

@@ -12,9 +12,6 @@
 
 /* How a start goes through its steps, fails, is cancelled, and what it does with news of the VMM meanwhile. */
 
-/* Between the end of a VMM's connection and the end of its process */
-#define DEATH_SHOWS_USEC (500 * USEC_PER_MSEC)
-
 int start_error(Start *s, int r, const char *name, const char *format, ...) {
         char text[2 * 4096 + 512];
         va_list ap;
@@ -255,7 +252,7 @@ static void start_anew(Start *s) {
         s->cleared = true;
         s->deadline = sd_event_source_disable_unref(s->deadline);
         s->step = 0;
-        s->vmm_forked = s->invocation_known = s->executed = s->connected = s->booted = s->version_asked = false;
+        s->vmm_forked = s->invocation_known = s->asked_again = s->executed = s->connected = s->booted = s->version_asked = false;
         s->kernel = (FileHead) {};
         sd_bus_error_free(&s->error);
         s->n_fds = s->n_share_fds = 0;
@@ -335,10 +332,9 @@ static int on_grace_over(sd_event_source *source, uint64_t usec, void *userdata)
         return 0;
 }
 
-/* A process that dies closes its sockets first: its death, which says more, is given a moment to show. */
 int start_hung_up(Start *s) {
         s->deadline = sd_event_source_disable_unref(s->deadline);
-        return sd_event_add_time_relative(s->vm->manager->event, &s->deadline, CLOCK_MONOTONIC, DEATH_SHOWS_USEC, 0,
+        return sd_event_add_time_relative(s->vm->manager->event, &s->deadline, CLOCK_MONOTONIC, VM_DEATH_SHOWS_USEC, 0,
                                           on_grace_over, s);
 }
 

@@ -13,6 +13,7 @@
 #include "basic/fs-util.h"
 #include "basic/log.h"
 #include "basic/string-util.h"
+#include "basic/time-util.h"
 #include "core/store-backup.h"
 #include "core/store-internal.h"
 
@@ -37,13 +38,6 @@ struct StoreBackup {
         int *done;
 };
 
-static uint64_t realtime(void) {
-        struct timespec ts;
-
-        clock_gettime(CLOCK_REALTIME, &ts);
-        return (uint64_t) ts.tv_sec * USEC_PER_SEC + (uint64_t) ts.tv_nsec / 1000;
-}
-
 /* The files */
 
 static bool is_copy(const char *name) {
@@ -59,7 +53,7 @@ typedef struct Copies {
 
 static void copies_add(Copies *c, const char *name, const struct stat *st, const char *keep) {
         uint64_t usec = (uint64_t) st->st_mtim.tv_sec * USEC_PER_SEC + (uint64_t) st->st_mtim.tv_nsec / 1000;
-        uint64_t now = realtime();
+        uint64_t now = now_realtime();
 
         c->n++;
         /* one from the future was made while the clock was wrong */
@@ -146,7 +140,7 @@ static void finish(StoreBackup *b, int r) {
 static int publish(StoreBackup *b) {
         _cleanup_free_ char *path = NULL;
         _cleanup_close_ int dir = -EBADF;
-        time_t now = (time_t) (realtime() / USEC_PER_SEC);
+        time_t now = (time_t) (now_realtime() / USEC_PER_SEC);
         char name[32];
         struct tm tm;
         int r;
@@ -282,7 +276,7 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *userdata) {
         Copies c;
         int r;
 
-        r = store_prune_events(b->store, realtime());
+        r = store_prune_events(b->store, now_realtime());
         if (r < 0)
                 log_warning_errno(r, "Old events can't be dropped now");
 

@@ -3,6 +3,7 @@
 
 #include <syslog.h>
 
+#include "basic/time-util.h"
 #include "core/manager.h"
 
 /* What the parts of a VM share with each other, and with nobody else. */
@@ -12,7 +13,6 @@ int vm_new(Manager *m, VMRecord *record, VM **ret); /* takes the record's conten
 VM *vm_free(VM *vm);
 DEFINE_TRIVIAL_CLEANUP_FUNC(VM *, vm_free);
 
-uint64_t now_realtime(void);
 /* PropertiesChanged of these, a NULL-terminated list of D-Bus names */
 void vm_emit_changed(VM *vm, const char *property, ...) __attribute__((__sentinel__));
 /* To the journal, with the VM's fields and further "NAME=value" ones (or NULL). */
@@ -45,6 +45,8 @@ int vm_recall(VM *vm);
 int write_error(int r, sd_bus_error *error);
 
 /* vm-run.c: the VMM and its connection */
+/* Between the end of a VMM's connection and the end of its process, which closes its sockets first: its death says more. */
+#define VM_DEATH_SHOWS_USEC (500 * USEC_PER_MSEC)
 /* Systemd wants one of its scopes to stop. */
 void vm_stop_asked(VM *vm);
 /* Asks PID 1 for the scope of one of its runs, whose helper is there, and with the first for the slice. The strings are the caller's, as
@@ -75,9 +77,9 @@ bool vm_hangs(const VM *vm, char *buf, size_t size);
 /* The last words of a VMM that failed, to the journal */
 void vm_log_last_words(VM *vm);
 /* How a VMM of no further use (guest panic, KVM error) is made an Error: it is killed first. */
+void vm_put_down(VM *vm, VMMEvent why);
 /* The same for a share whose virtiofsd has died */
 void vm_put_down_for_share(VM *vm, const char *tag);
-void vm_put_down(VM *vm, VMMEvent why);
 /* At the daemon's start */
 int vm_take_over(VM *vm);
 /* Makes vm->run, of which nothing is there yet. */

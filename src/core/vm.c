@@ -16,13 +16,6 @@
 #define RUN_VMS_DIR "/run/vmunit/vms"
 #define STATE_VMS_DIR "/var/lib/vmunit/vms"
 
-uint64_t now_realtime(void) {
-        struct timespec ts;
-
-        clock_gettime(CLOCK_REALTIME, &ts);
-        return (uint64_t) ts.tv_sec * USEC_PER_SEC + (uint64_t) ts.tv_nsec / 1000;
-}
-
 VM *vm_free(VM *vm) {
         if (!vm)
                 return NULL;

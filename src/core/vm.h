@@ -31,7 +31,7 @@ struct VM {
         Start *start;                   /* what a start has built so far, while it goes on */
         Stop *stop;                     /* a stop, kill or reboot under way */
         Run *run;                       /* the VMM's processes and units, also while they go away */
-        struct Share *shares;           /* its shared folders that are in use, or going away */
+        struct Share *shares;           /* of its shared folders and networks, in use or going away */
         size_t n_shares;
         unsigned n_share_runs;          /* those of them of which something is there */
         bool slice_made;                /* PID 1 has it, in this run */

@@ -365,7 +365,7 @@ def _():
 @test("without passt such a definition is refused, and the message names the package")
 def _():
     with configured(Passt="/nowhere/passt"):
-        wait_for(lambda: refused(networked()).startswith("networks[0].type: "), 20, "a refusal", poll=0.1)
+        wait_for(lambda: refused(networked()).startswith("networks[0]: "), 20, "a refusal", poll=0.1)
         assert "install the package passt" in refused(networked())
     wait_for(lambda: refused(networked()) == "", 20, "that it is found again", poll=0.1)
 

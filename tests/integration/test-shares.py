@@ -564,7 +564,7 @@ def _():
         with vm_of(tiny_definition()) as vm:
             shares = {"filesystems": [{"tag": "one", "source": share_dir("one")}]}
             wait_for(lambda: refused(lambda: vm.update(shares)), 10, "the daemon to have looked", poll=0.05)
-            with expect_error("NotSupported", begins="filesystems: ", text="virtiofsd"):
+            with expect_error("NotSupported", begins="filesystems[0]: ", text="install the package virtiofsd"):
                 manager.create("none", tiny_definition(**shares))
             assert [name for name, _, _, _ in manager.list()] == [vm.Name]
         with open(program, "w", encoding="utf-8") as f:
