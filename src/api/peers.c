@@ -293,14 +293,24 @@ static int open_process(const Credentials *c) {
         return euid == c->uid ? TAKE_FD(fd) : -ESRCH;
 }
 
+/* Most often it has left. Else, of a bus that is too busy, say, it is asked anew with its next call. */
+static void peer_not_known(Peer *p, const sd_bus_error *e) {
+        bool left = sd_bus_error_has_name(e, SD_BUS_ERROR_NAME_HAS_NO_OWNER);
+
+        for (const Held *h = p->held; h && !left; h = h->next)
+                (void) sd_bus_reply_method_errorf(h->message, SD_BUS_ERROR_LIMITS_EXCEEDED, "The bus does not say who calls: %s; try again",
+                                                  e && e->message ? e->message : "its answer can't be read");
+        p->left = true;
+        peer_settle(p);
+}
+
 static int on_credentials(sd_bus_message *m, void *userdata, sd_bus_error *error) {
         Peer *p = userdata;
         Credentials c;
 
         p->question = sd_bus_slot_unref(p->question);
         if (read_credentials(m, &c) < 0) {
-                p->left = true;
-                peer_settle(p);
+                peer_not_known(p, sd_bus_message_get_error(m));
                 return 0;
         }
         p->uid = c.uid;

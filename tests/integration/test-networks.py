@@ -174,20 +174,20 @@ def _():
         assert time.monotonic() - began >= 2 and words(vm) == ("Running", "")
 
 
-@test("a passt that takes the place of another and is silent is given up, also where the guest is reset meanwhile", timeout=90)
+@test("a passt that takes the place of another and is silent is given up, also where the guest is reset meanwhile", timeout=150)
 def _():
     program, silent = "/usr/local/bin/moody-passt", "/usr/local/lib/silent"
     with open(program, "w", encoding="ascii") as f:
         f.write(f'#!/bin/sh\n[ "$1" = --version ] || ! [ -e {silent} ] || exec sleep infinity\nexec /usr/bin/passt "$@"\n')
     os.chmod(program, 0o755)
-    with configured(Passt=program, StartTimeoutSec="8s"), vm_of(networked()) as vm:
+    with configured(Passt=program, StartTimeoutSec="15s"), vm_of(networked()) as vm:
         vm.start()
         open(silent, "w", encoding="ascii").close()
         os.kill(passts(vm)[0], signal.SIGKILL)
         wait_for(lambda: any(program_of(pid) == "sleep" for pid in unit_pids(scope(vm))), 30, "the silent one", poll=0.02)
         vm.reset()
         os.unlink(silent)
-        wait_for(lambda: passts(vm), 40, "another one", poll=0.05)
+        wait_for(lambda: passts(vm), 80, "another one", poll=0.05)
         assert words(vm) == ("Running", "")
         assert any("no answer from its passt" in e["MESSAGE"] for e in journal(f"VMUNIT_VM={vm.Name}"))
 

@@ -276,7 +276,7 @@ def _():
         with never_its_turn(scope(vm, "one"), parent):
             reset = vm.reset_async()
             wait_for(lambda: not alive(before), what="the end of its virtiofsd", poll=0.01)
-            late = time.monotonic() + 1             # longer than the daemon waits for the end of a VMM
+            late = time.monotonic() + 0.6           # longer than the daemon waits for the end of a VMM
             wait_for(lambda: time.monotonic() > late, poll=0.05)
         assert gather([reset]) == [None], reset.error
         wait_for(lambda: times_on(vm, b"TINY-UP") == 2, 20, poll=0.02)
@@ -521,6 +521,34 @@ def _():
         with open(f"{ROOT}/two/times", encoding="utf-8") as f:
             assert f.read() == "xxx", "others have taken its place"
         all_gone(vm, "one", "two")
+
+
+@test("one that is to take a virtiofsd's place, and dies while systemd makes its scope, has crashed", timeout=60, sanitized=False,
+      not_on={"qemu": "its virtiofsds are not replaced"})
+def _():
+    with vm_of(shared("one")) as vm:
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        where, leader = f"/run/vmunit/vms/{vm.Id}/fs-one", vm.LeaderPID
+        systemctl("start", "vmunit-launch.service")
+        launcher = launcher_pid()
+        with contextlib.ExitStack() as systemd:
+            with stopped_process(launcher):
+                reset = vm.reset_async()
+                wait_for(lambda: os.path.exists(where + "/exec") and not os.path.exists(where + "/run"), what="the next one's files", poll=0.01)
+                systemd.enter_context(frozen(unit_cgroup("init.scope")))
+            children = f"/proc/{launcher}/task/{launcher}/children"
+
+            def its_parent():
+                with open(children, encoding="ascii") as f:
+                    return [int(pid) for pid in f.read().split() if program_of(int(pid)) == "vmunit-exec"]
+
+            parent, = wait_for(its_parent, what="its parent", poll=0.01)
+            os.kill(parent, signal.SIGKILL)
+            wait_for(lambda: not alive(parent), poll=0.01)
+        crashed(vm, "one")
+        assert not alive(leader)
+        gather([reset])
 
 
 @test("a start that hangs for a virtiofsd to which its VMM connects names the share", timeout=60, not_on={"qemu": "it is given the connection"})

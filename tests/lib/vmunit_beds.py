@@ -9,7 +9,7 @@ import sqlite3
 from vmunit_test import *
 
 __all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time program_of status
-    stopped_process never_its_turn database DATABASE usage_of types_of qmp outside wait_idle times_on words FOR_EVER PATIENCE
+    stopped_process frozen never_its_turn database DATABASE usage_of types_of qmp outside wait_idle times_on words FOR_EVER PATIENCE
     TITLE KEY IN_PLACE RESETS COMM ENDS QUIT TERM SOCKET definitions api_socket api_request cpus_and_memory""".split()
 
 # What differs between the back ends: what messages call them; the name of the process; whether a reboot is done in the same
@@ -181,25 +181,31 @@ def launcher_stopped():
 
 
 @contextlib.contextmanager
-def never_its_turn(unit, pid):
-    """A process of the unit as on a machine that is so busy that it does not run; it is not stopped."""
-    cgroup = unit_cgroup(unit) + "/busy"
-    os.mkdir(cgroup)
-    with open(cgroup + "/cgroup.procs", "w", encoding="ascii") as f:
-        f.write(str(pid))
+def frozen(cgroup):
+    """Its processes never have their turn, as on a machine that is too busy; they are not stopped."""
+    def events():
+        with open(cgroup + "/cgroup.events", encoding="ascii") as f:
+            return f.read()
+
     with open(cgroup + "/cgroup.freeze", "w", encoding="ascii") as f:
         f.write("1")
-
-    def frozen():
-        with open(cgroup + "/cgroup.events", encoding="ascii") as f:
-            return "frozen 1" in f.read()
-
-    wait_for(frozen, poll=0.01)
     try:
+        wait_for(lambda: "frozen 1" in events(), poll=0.01)
         yield
     finally:
         with contextlib.suppress(FileNotFoundError), open(cgroup + "/cgroup.freeze", "w", encoding="ascii") as f:
             f.write("0")
+
+
+@contextlib.contextmanager
+def never_its_turn(unit, pid):
+    """The same of one process of a unit"""
+    cgroup = unit_cgroup(unit) + "/busy"
+    os.mkdir(cgroup)
+    with open(cgroup + "/cgroup.procs", "w", encoding="ascii") as f:
+        f.write(str(pid))
+    with frozen(cgroup):
+        yield
 
 
 def start_time(pid):

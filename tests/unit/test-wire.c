@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "api/peers.h"
 #include "api/wire.h"
 #include "basic/fd-util.h"
 #include "basic/string-util.h"
@@ -187,6 +188,82 @@ static void test_paths(void) {
         is_str(p, "/org/vmunit1/job/4294967295", "the path of a job");
 }
 
+/* A bus double: what it is asked for it refuses by this error. */
+typedef struct Double {
+        sd_bus *bus;
+        const char *refusal;
+        unsigned n_asked;
+} Double;
+
+static int on_asked(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        Double *d = userdata;
+
+        d->n_asked++;
+        return sd_bus_reply_method_errorf(m, d->refusal, "no");
+}
+
+static int on_answered(sd_bus_message *m, void *userdata, sd_bus_error *error) {
+        *(sd_bus_message **) userdata = sd_bus_message_ref(m);
+        return 1;
+}
+
+static sd_bus *open_end(int fd, bool server) {
+        sd_id128_t id = SD_ID128_MAKE(01, 02, 03, 04, 05, 06, 07, 08, 09, 0a, 0b, 0c, 0d, 0e, 0f, 10);
+        sd_bus *b = NULL;
+
+        if (sd_bus_new(&b) < 0 || sd_bus_set_fd(b, fd, fd) < 0 || (server && sd_bus_set_server(b, true, id) < 0) ||
+            sd_bus_set_anonymous(b, true) < 0 || sd_bus_set_trusted(b, true) < 0 || sd_bus_start(b) < 0)
+                return NULL;
+        return b;
+}
+
+static void settle(sd_bus *a, sd_bus *b) {
+        for (unsigned idle = 0; idle < 3;)
+                idle = sd_bus_process(a, NULL) + sd_bus_process(b, NULL) > 0 ? 0 : idle + 1;
+}
+
+/* What a client hears whose call comes while the bus does not say who it is; NULL: nothing */
+static sd_bus_message *ask_as(Double *d, sd_bus *ours, const char *refusal) {
+        _cleanup_(sd_bus_message_unrefp) sd_bus_message *m = NULL;
+        sd_bus_slot *slot = NULL;
+        sd_bus_message *answer = NULL;
+
+        d->refusal = refusal;
+        check(sd_bus_message_new_method_call(d->bus, &m, "a.b", "/", "a.b", "C") >= 0 && sd_bus_message_set_sender(m, ":1.5") >= 0);
+        check(sd_bus_call_async(d->bus, &slot, m, on_answered, &answer, 0) >= 0);
+        settle(d->bus, ours);
+        sd_bus_slot_unref(slot);
+        return answer;
+}
+
+static void test_peers(void) {
+        _cleanup_(sd_bus_message_unrefp) sd_bus_message *busy = NULL, *left = NULL;
+        Double d = {};
+        Manager manager = {};
+        Peers *peers = NULL;
+        sd_bus *ours;
+        int fds[2];
+
+        check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) >= 0);
+        d.bus = open_end(fds[0], true);
+        ours = open_end(fds[1], false);
+        if (!ok(d.bus && ours, "a bus double"))
+                return;
+        check(sd_bus_add_fallback(d.bus, NULL, "/org/freedesktop/DBus", on_asked, &d) >= 0);
+        check(peers_new(ours, &manager, NULL, NULL, &peers) >= 0);
+
+        busy = ask_as(&d, ours, SD_BUS_ERROR_LIMITS_EXCEEDED);
+        ok(busy && sd_bus_message_is_method_error(busy, SD_BUS_ERROR_LIMITS_EXCEEDED), "where the bus is too busy to say who calls, the caller is told");
+        is_int(d.n_asked, 1, "it was asked");
+        left = ask_as(&d, ours, SD_BUS_ERROR_NAME_HAS_NO_OWNER);
+        is_int(d.n_asked, 2, "and is asked anew with the next call");
+        ok(!left, "who has left is told nothing");
+
+        peers_free(peers);
+        sd_bus_close_unref(ours);
+        sd_bus_close_unref(d.bus);
+}
+
 int main(void) {
         _cleanup_close_ int peer = -EBADF;
         int r;
@@ -200,6 +277,7 @@ int main(void) {
         test_error_texts();
         test_details();
         test_paths();
+        test_peers();
         sd_bus_close_unref(bus);
         return done_testing();
 }
