@@ -523,6 +523,11 @@ def _():
         all_gone(vm, "one", "two")
 
 
+def helpers_of(launcher):
+    with open(f"/proc/{launcher}/task/{launcher}/children", encoding="ascii") as f:
+        return {int(pid) for pid in f.read().split() if program_of(int(pid)) == "vmunit-exec"}
+
+
 @test("one that is to take a virtiofsd's place, and dies while systemd makes its scope, has crashed", timeout=60, sanitized=False,
       not_on={"qemu": "its virtiofsds are not replaced"})
 def _():
@@ -532,18 +537,13 @@ def _():
         where, leader = f"/run/vmunit/vms/{vm.Id}/fs-one", vm.LeaderPID
         systemctl("start", "vmunit-launch.service")
         launcher = launcher_pid()
+        before = helpers_of(launcher)
         with contextlib.ExitStack() as systemd:
             with stopped_process(launcher):
                 reset = vm.reset_async()
                 wait_for(lambda: os.path.exists(where + "/exec") and not os.path.exists(where + "/run"), what="the next one's files", poll=0.01)
                 systemd.enter_context(frozen(unit_cgroup("init.scope")))
-            children = f"/proc/{launcher}/task/{launcher}/children"
-
-            def its_parent():
-                with open(children, encoding="ascii") as f:
-                    return [int(pid) for pid in f.read().split() if program_of(int(pid)) == "vmunit-exec"]
-
-            parent, = wait_for(its_parent, what="its parent", poll=0.01)
+            parent = wait_for(lambda: next(iter(helpers_of(launcher) - before), None), what="its parent", poll=0.01)
             os.kill(parent, signal.SIGKILL)
             wait_for(lambda: not alive(parent), poll=0.01)
         crashed(vm, "one")
