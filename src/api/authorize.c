@@ -102,6 +102,8 @@ static int refuse_for(const Authorization *a, PolkitAnswer answer, sd_bus_error 
         case POLKIT_CALLER_ENDED:
                 return refuse(a, SD_BUS_ERROR_ACCESS_DENIED,
                               "The process that connected to the bus has ended, so polkit can't tell whose session this is", error);
+        case POLKIT_FAILED:
+                return refuse(a, SD_BUS_ERROR_ACCESS_DENIED, "polkit can't decide on this; the journal may say why", error);
         case POLKIT_UNREACHABLE:
                 return refuse(a, SD_BUS_ERROR_ACCESS_DENIED, "polkit, which decides on this, can't be asked", error);
         default:

@@ -52,16 +52,20 @@ PolkitCheck *polkit_check_free(PolkitCheck *c) {
 }
 
 /* Anybody's call may meet it: the journal hears of it once, until polkit answers again. */
-static void note_reachable(const sd_bus_error *error) {
-        static bool unreachable;
+static PolkitAnswer note(const sd_bus_error *error) {
+        static bool told;
+        bool failed = error && startswith(error->name, DESTINATION), unknown = failed && strstr(strempty(error->message), "not registered");
 
-        if (error && startswith(error->name, DESTINATION)) {
-                log_debug("polkit does not answer a question: %s", error->message ?: error->name); /* such as of who has left */
-                return;
+        if (failed && !unknown) { /* such as of who has left */
+                log_debug("polkit does not answer a question: %s", error->message ?: error->name);
+                return POLKIT_FAILED;
         }
-        if (error && !unreachable)
+        if (unknown && !told)
+                log_warning("polkit does not know vmunit's actions, so all is refused that needs it: org.vmunit1.policy is not where polkit looks");
+        else if (error && !told)
                 log_warning("polkit can't be asked, so all is refused that needs it: %s", error->message ?: error->name);
-        unreachable = error;
+        told = error;
+        return failed ? POLKIT_FAILED : POLKIT_UNREACHABLE;
 }
 
 static PolkitAnswer read_answer(const PolkitCheck *c, sd_bus_message *m) {
@@ -79,12 +83,13 @@ static int on_answer(sd_bus_message *m, void *userdata, sd_bus_error *ret_error)
         PolkitCheck *c = userdata;
 
         if (error) {
-                note_reachable(error);
+                PolkitAnswer answer = note(error);
+
                 cancel_dialogue(c); /* which was open for too long, if polkit is still there */
-                c->cb(c->userdata, POLKIT_UNREACHABLE);
+                c->cb(c->userdata, answer);
                 return 0;
         }
-        note_reachable(NULL);
+        (void) note(NULL);
         c->dialogue = false;
         c->cb(c->userdata, read_answer(c, m));
         return 0;

@@ -11,6 +11,7 @@ typedef enum PolkitAnswer {
         POLKIT_ALLOWED,
         POLKIT_REFUSED,
         POLKIT_WANTS_PASSWORD,  /* and nobody was asked for it */
+        POLKIT_FAILED,          /* it says that it can't tell */
         POLKIT_UNREACHABLE,     /* it is not there, has ended meanwhile, or was silent for too long */
         POLKIT_CALLER_ENDED,    /* whatever it has said: it may have looked at another process */
 } PolkitAnswer;

@@ -67,8 +67,7 @@ static const char *const migrations[] = {
         "UPDATE vm SET slot = (SELECT count(*) FROM vm AS v WHERE v.seq <= vm.seq);"
         "CREATE UNIQUE INDEX vm_slot ON vm (slot) WHERE slot > 0;",
         /* anybody may ask for those of a VM, also of one that never was */
-        "CREATE INDEX event_vm_id ON event (vm_id);"
-        "CREATE INDEX event_vm_name ON event (vm_name);",
+        "CREATE INDEX event_vm_id ON event (vm_id); CREATE INDEX event_vm_name ON event (vm_name);",
 };
 
 #define SCHEMA_VERSION ((int) ELEMENTSOF(migrations))

@@ -605,6 +605,24 @@ def _():
     manager.remove_all()
 
 
+@test("a polkit that does not know vmunit's actions: refused, and the journal says what is missing", timeout=90)
+def _():
+    policy = "/usr/share/polkit-1/actions/org.vmunit1.policy"
+    os.rename(policy, policy + ".away")
+    restart_polkit()
+    try:
+        with vm_of(root, "roots") as vm:
+            for _ in range(2):
+                with expect_error("AccessDenied", "polkit can't decide"):
+                    alice.call(vm.path, VM_INTERFACE, "Start", "a{sv}", {})
+            assert vm.State == "Stopped"
+            said = [e["MESSAGE"] for e in journal("_SYSTEMD_UNIT=vmunitd.service") if "does not know vmunit's actions" in e["MESSAGE"]]
+            assert len(said) == 1 and "org.vmunit1.policy" in said[0], said
+    finally:
+        os.rename(policy + ".away", policy)
+        restart_polkit()
+
+
 @test("a polkit that dies while somebody is asked: refused; the next call asks the new one", timeout=90)
 def _():
     with vm_of(root, "dies") as vm, Agent(dave, "later") as agent:
