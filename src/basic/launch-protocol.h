@@ -106,7 +106,8 @@ typedef struct StartReply {
         LaunchHeader header;
         int32_t error;
         int32_t pid;            /* in the launcher's PID namespace, which is the host's */
-        uint32_t fd;            /* with -EMEDIUMTYPE: which of the VMM's own cannot be shown, for its file system lets no other uid have it */
+        uint32_t fd;            /* which of the VMM's own cannot be shown, with -EMEDIUMTYPE, for its file system lets no other uid have it;
+                                 * -EBUSY: it is a block device, and locked by somebody else */
         uint32_t reserved;
 } StartReply;
 

@@ -71,7 +71,7 @@ static void on_start(LaunchCall *c, int error, const void *data, size_t size, in
         if (error == 0)
                 error = check_answer(c->type, data, size, sizeof(reply),
                                      answer_error(data, size, offsetof(StartReply, error)), true, n_fds);
-        if (error == -EMEDIUMTYPE)
+        if (error == -EMEDIUMTYPE || error == -EBUSY)
                 which = (uint32_t) answer_error(data, size, offsetof(StartReply, fd));
         if (error == 0) {
                 memcpy(&reply, data, sizeof(reply));

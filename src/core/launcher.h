@@ -38,7 +38,7 @@ typedef struct StartParams {
         VMMRequest vmm;         /* of a VMM */
 } StartParams;
 
-/* which: with -EMEDIUMTYPE, the fd that cannot be shown to the VMM */
+/* which: with -EMEDIUMTYPE and -EBUSY, as in StartReply, the fd that cannot be shown to the VMM */
 typedef void (*launch_start_cb)(void *userdata, int error, pid_t pid, int pidfd, uint32_t which);
 int launch_start(sd_event *e, const StartParams *p, uint64_t timeout_usec, launch_start_cb cb, void *userdata, LaunchCall **ret);
 

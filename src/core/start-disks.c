@@ -46,10 +46,11 @@ static int check_taken(DiskOpen *o) {
         const VM *vm = o->start->vm;
         const DiskFiles *f = o->start->disk_files[o->index];
 
-        if (vm->ops->takes_images || (!f->is_block && f->n_images == 0))
+        if (vm->ops->takes_images || f->n_images == 0)
                 return 0;
-        return start_error(o->start, -EOPNOTSUPP, VMUNIT_ERROR_NOT_SUPPORTED, "disks[%zu].path: %s %s, which is supported with QEMU alone",
-                           o->index, vm->definition->disks[o->index].path, f->is_block ? "is a block device" : "rests on another image");
+        return start_error(o->start, -EOPNOTSUPP, VMUNIT_ERROR_NOT_SUPPORTED,
+                           "disks[%zu].path: %s rests on another image, which is supported with QEMU alone", o->index,
+                           vm->definition->disks[o->index].path);
 }
 
 static int open_next(DiskOpen *o);

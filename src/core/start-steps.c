@@ -437,6 +437,12 @@ static void on_launched(void *userdata, int error, pid_t pid, int pidfd, uint32_
                         start_fail(s);
                 return;
         }
+        if (error == -EBUSY && which < s->n_fds && s->plan->fds[which].key) {
+                (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't open %s: %s", s->plan->fds[which].key,
+                                   s->plan->fds[which].path, open_error_sentence(-EAGAIN));
+                start_fail(s);
+                return;
+        }
         if (error < 0) {
                 start_failed(s, error, error == -EPIPE ? "the launcher has died" : "the launcher can't start the VMM's parent");
                 return;
@@ -469,6 +475,7 @@ static void on_loop(void *userdata, int error, int fd) {
         Start *s = userdata;
         OpenContext *c = s->opens + s->loop_index;
         struct stat st;
+        int r;
 
         s->loop = launch_call_free(s->loop);
         if (error >= 0) {
@@ -479,10 +486,15 @@ static void on_loop(void *userdata, int error, int fd) {
         if (error < 0) {
                 (void) start_error(s, error, VMUNIT_ERROR_BACKEND_FAILED, "%s: the file system of %s knows no idmapped mounts, "
                                    "and there is no loop device for it: %s", s->plan->fds[s->loop_index].key,
-                                   s->plan->fds[s->loop_index].path, strerror(-error));
+                                   s->plan->fds[s->loop_index].path, error == -EAGAIN ? open_error_sentence(error) : strerror(-error));
                 start_fail(s);
                 return;
         }
+        r = FAULT_POINT("start.loop", FAULT_FAILS | FAULT_HANGS, 0);
+        if (r < 0)
+                start_failed(s, r, "can't have a loop device");
+        if (r != 0)
+                return;
         c->device = st.st_rdev;
         if (launch(s) < 0)
                 start_fail(s);

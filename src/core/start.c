@@ -98,9 +98,9 @@ FAULT_TABLE(fault_steps, list_steps);
 static bool start_passes(Start *s, const char *when) {
         int r = FAULT_POINT_NAMED("start", start_steps[s->step].name, when, vm_leader_pid(s->vm));
 
-        if (r < 0)
-                start_failed(s, r, "fault");
         s->hung = r > 0;
+        if (r < 0)
+                start_failed(s, r, "fault"); /* which may free it */
         return r == 0;
 }
 

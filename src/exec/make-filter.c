@@ -42,9 +42,10 @@ static const char *const denied_to_vmms[] = {
 static const int denied_numbers[] = { 452, 463, 466, 467, 469 };
 /* statmount, listmount: what mountinfo tells, of the host's paths, without a /proc */
 static const int mount_numbers[] = { 457, 458 };
-/* TIOCSTI, TIOCLINUX: what is typed at a terminal. FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, and the latter's 32-bit twin: as above. The kernel
- * looks at 32 bits alone. */
-static const unsigned long ioctls[] = { 0x5412, 0x541c, 0x40086602, 0x40046602, 0x401c5820 };
+/* TIOCSTI, TIOCLINUX: what is typed at a terminal. FS_IOC_SETFLAGS, and its 32-bit twin, FS_IOC_FSSETXATTR: as above. All of loop devices,
+ * which want no right: one would stay behind. The kernel looks at 32 bits alone. */
+static const unsigned long ioctls[][2] = { { 0x5412, ~0U }, { 0x541c, ~0U }, { 0x40086602, ~0U }, { 0x40046602, ~0U }, { 0x401c5820, ~0U },
+                                           { 0x4c00, 0xffffff00U } };
 static const unsigned long namespaces[] = {
         CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET,
 };
@@ -77,7 +78,7 @@ static int deny_ioctls(scmp_filter_ctx f) {
         int r = 0;
 
         for (size_t i = 0; r >= 0 && i < N(ioctls); i++)
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffffUL, ioctls[i]));
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, ioctls[i][1], ioctls[i][0]));
         return r;
 }
 

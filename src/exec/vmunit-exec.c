@@ -205,8 +205,9 @@ static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
         if (*ret_pidfd < 0)
                 fail(*ret_pidfd, "pidfd_open");
         close_many((int[]) { v->in, v->out, v->err, v->sync, EXEC_FD_ARGV }, 5);
-        for (int fd = EXEC_FD_VMM; fd < v->end_fd; fd++)
-                safe_close(fd);
+        for (int fd = EXEC_FD_VMM; fd < v->end_fd; fd++) /* that of a node stays: another device could get its number, while the VMM lives */
+                if (fd < walls.first_shown || (fcntl(fd, F_GETFL) & O_PATH))
+                        safe_close(fd);
         *ret_sync = sync[0];
         return pid;
 }
@@ -261,11 +262,9 @@ static void find_fds(Vmm *v, bool share) {
         walls.first_shown = v->first_fd + v->n_fds;
         v->end_fd = walls.first_shown + (int) count_shown(v->shown);
         walls.is_share = share;
-        if (share) {
-                walls.tree = EXEC_FD_VMM;
-                walls.target = EXEC_SHARE;
-                walls.userns = EXEC_FD_VMM + 1;
-        }
+        walls.tree = EXEC_FD_VMM;
+        walls.target = EXEC_SHARE;
+        walls.userns = EXEC_FD_VMM + 1;
 }
 
 /* Those of a passt with its /etc/resolv.conf and its standard input */

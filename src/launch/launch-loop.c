@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 
 #include "basic/fd-util.h"
+#include "basic/open-util.h"
 #include "launch/launch.h"
 
 #define TRIES_MAX 64U
@@ -38,13 +39,17 @@ static int take_free(int control, int image, bool readonly) {
 static int loop_open(const Request *r) {
         const LoopRequest *q = (const LoopRequest *) r->header;
         _cleanup_close_ int control = -EBADF;
-        int k = -EBUSY;
+        int k;
 
         if (r->n_fds != 1 || r->size != sizeof(*q) || q->readonly > 1 || q->reserved != 0)
                 return -EINVAL;
+        k = lock_image(r->fds[0], !q->readonly); /* the VMM has a device of its own, on which a lock tells nobody */
+        if (k < 0)
+                return k;
         control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
         if (control < 0)
                 return -errno;
+        k = -EBUSY;
         for (unsigned i = 0; i < TRIES_MAX && (k == -EBUSY || k == -ENXIO); i++)
                 k = take_free(control, r->fds[0], q->readonly);
         return k;

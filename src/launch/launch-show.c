@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "basic/fd-util.h"
+#include "basic/open-util.h"
 #include "launch/launch-show.h"
 #include "launch/launch-tree.h"
 
@@ -95,8 +96,10 @@ static int show_one(int fd, ExecShown how, uint32_t id, Map *map) {
                 return -EINVAL;
         if (S_ISFIFO(st.stx_mode) || S_ISDIR(st.stx_mode))
                 return show_daemons(fd, &st);
-        if (S_ISBLK(st.stx_mode))
-                return duplicate(fd);
+        if (S_ISBLK(st.stx_mode)) { /* its node in the view is one of its own, where a lock tells nobody */
+                r = lock_image(fd, how == EXEC_SHOWN_WRITE);
+                return r < 0 ? -EBUSY : duplicate(fd);
+        }
         if (!S_ISREG(st.stx_mode))
                 return -EINVAL;
         if (how == EXEC_SHOWN_COPY && st.stx_nlink == 0)

@@ -143,8 +143,8 @@ struct VMMOps {
         const char *version_min; /* NULL: any will do, and what it can do does not depend on it */
         bool needs_kvm;
         bool needs_vhost_vsock; /* for a vsock: the host's device */
-        bool takes_images;      /* disks that rest on other images, and block devices: it opens no file by itself. Their fds are the
-                                 * last ones of the plan, in the order of the disks. */
+        bool takes_images;      /* disks that rest on other images: it opens no file by itself. Their fds are the last ones of the plan, in
+                                 * the order of the disks. */
         bool connects_shares;   /* itself, and anew when its guest reboots; else it is given the connections */
         bool tells_end;         /* its last event tells why it ends, so one that ends without has crashed; else the exit status tells */
 

@@ -15,6 +15,7 @@ import sqlite3
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
+import loop_devices
 import vmunit_test as vt
 from invariants import DATABASE, Known
 from vmunit_beds import ENDS, IN_PLACE, KEY, RESETS, qmp
@@ -23,6 +24,7 @@ from vmunit_test import *
 FAULT_FILE = "/run/vmunit/fault"
 LAST_BOOT = "/var/lib/vmunit/last-boot"
 DISK = "/tmp/fault-disk.raw"                      # of a file system that can be idmapped
+PLAIN_DISK = "/var/lib/fault-disk.raw"          # of one that can't, so it becomes a loop device, but with QEMU
 WHERE = "/usr/local/lib/vmunit-test"            # a VMM sees /usr of the host
 LAUNCHES = WHERE + "/launches"                  # a FIFO, for it can't write there
 HOSTILE = WHERE + "/qemu-system-hostile"
@@ -37,6 +39,7 @@ UNREACHED = {f"commit.{t}.{when}" for t in ("oom-kill", *OTHERS) for when in ("b
 UNREACHED |= {f"call.{method}.after" for method, there in (("Reset", RESETS), ("Reboot", IN_PLACE)) if not there}
 SHARES = BACKEND != "firecracker"
 UNREACHED |= set() if SHARES else {f"share.{step}" for step in ("files", "launch", "scope", "fork", "run-file", "go", "ready")}
+UNREACHED |= {"start.loop"} if BACKEND == "qemu" or loop_devices.missing() else set()
 # Each way out of a hang, in turn
 WAYS = ("deadline", "stop", "kill", "cancel", "remove")
 
@@ -62,8 +65,9 @@ with open("/etc/vmunit/vmunit.conf", "w") as f:
 os.makedirs("/run/systemd/system/vmunitd.service.d", exist_ok=True)
 with open("/run/systemd/system/vmunitd.service.d/fault.conf", "w") as f:
     f.write("[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=10ms\n")
-with open(DISK, "wb") as f:
-    f.truncate(1 << 20)
+for path in (DISK, PLAIN_DISK):
+    with open(path, "wb") as f:
+        f.truncate(1 << 20)
 systemctl("daemon-reload")
 start_daemon()
 manager = Manager()
@@ -176,7 +180,7 @@ class Case:
 # What leads to a point, and what it may lead to
 
 def op_start(c):
-    c.create()
+    c.create(**({"disks": [{"path": PLAIN_DISK}]} if c.point == "start.loop" else {}))
     if c.point.startswith("start.clear"):
         kill_daemon()                           # one that knows nothing of the last run
     c.fire(c.vm.start_async)
