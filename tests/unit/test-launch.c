@@ -478,11 +478,12 @@ static int try_loop(int image, bool readonly, Got *g) {
         return g->error;
 }
 
-static bool is_free(const char *path) {
+/* Or somebody else's by now */
+static bool is_free(const char *path, ino_t image) {
         _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
         struct loop_info64 info;
 
-        return fd >= 0 && ioctl(fd, LOOP_GET_STATUS64, &info) < 0 && errno == ENXIO;
+        return fd >= 0 && (ioctl(fd, LOOP_GET_STATUS64, &info) < 0 ? errno == ENXIO : info.lo_inode != image);
 }
 
 static void test_loop(void) {
@@ -504,12 +505,16 @@ static void test_loop(void) {
         ok(fstat(g.fd, &st) == 0 && S_ISBLK(st.st_mode) && lseek(g.fd, 0, SEEK_END) == 1 << 20, "an image as a block device");
         (void) snprintf(path, sizeof(path), "/dev/loop%u", minor(st.st_rdev));
         ok(pwrite(g.fd, "other", 5, 0) == 5 && fsync(g.fd) == 0, "which is written to");
-        safe_close(g.fd);
-        ok(eventually(is_free(path)), "it goes with its last user");
+        safe_close(image);
+        image = g.fd;
+        is_int(try_loop(ro, true, &g), -EAGAIN, "and by nobody else");
+        safe_close(image);
+        must(fstat(ro, &st) == 0);
+        ok(eventually(is_free(path, st.st_ino)), "it goes with its last user");
         is_int(try_loop(ro, true, &g), 0, "one to read");
         ok(pwrite(g.fd, "x", 1, 0) < 0, "is not written to");
         safe_close(g.fd);
-        close_many((int[]) { image, ro }, 2);
+        safe_close(ro);
         image = open(bed_path("image"), O_RDONLY | O_CLOEXEC);
         is_int(try_loop(image, false, &g), 0, "to write what was opened to read: a device that is read-only");
         ok(pwrite(g.fd, "x", 1, 0) < 0 || fsync(g.fd) < 0, "however it is asked for");
