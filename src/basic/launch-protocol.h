@@ -76,6 +76,11 @@ typedef struct NetworkRequest {
 
 /* What a VMM is given, and how it is shown its own fds: ExecRight, ExecShown */
 #define VMM_FDS_MAX 245U /* as many as come with one message, but for the helper's */
+/* All that a VMM is shown of the daemon's own, in the VM's directory there. Their fds are of the daemon's mounts, so they are opened anew. */
+#define RUN_VMS_DIR "/run/vmunit/vms"
+#define VMM_EVENTS "events"     /* a FIFO */
+#define VMM_SHARES "shares"     /* a directory: where the virtiofsds listen, each at its tag */
+
 typedef struct VMMRequest {
         uint32_t id;            /* uid and gid: VM_IDS_BASE + 2 * n, n > 0 */
         uint32_t rights;

@@ -5,6 +5,7 @@
 
 #include "basic/fault.h"
 #include "basic/json-util.h"
+#include "basic/launch-protocol.h"
 #include "basic/log.h"
 #include "basic/name-util.h"
 #include "basic/string-util.h"
@@ -13,7 +14,6 @@
 #include "core/share.h"
 #include "core/vm-private.h"
 
-#define RUN_VMS_DIR "/run/vmunit/vms"
 #define STATE_VMS_DIR "/var/lib/vmunit/vms"
 
 VM *vm_free(VM *vm) {

@@ -2,11 +2,14 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include "basic/fd-util.h"
 #include "basic/open-util.h"
+#include "basic/string-util.h"
 #include "launch/launch-show.h"
 #include "launch/launch-tree.h"
 
@@ -55,8 +58,21 @@ static int show_mapped(int fd, const struct statx *st, ExecShown how, uint32_t i
         return tree == -EINVAL || tree == -EPERM || tree == -EUSERS ? -EMEDIUMTYPE : tree;
 }
 
-/* The daemon's, whose mounts are not ours: the same by its name here. */
-static int show_daemons(int fd, const struct statx *st) {
+/* ROOT RUN_VMS_DIR /VM/NAME */
+static bool is_daemons(const char *root, const char *path, const char *name) {
+        char dir[PATH_MAX];
+        int n = snprintf(dir, sizeof(dir), "%s" RUN_VMS_DIR "/", strempty(root));
+        const char *slash;
+
+        if (n < 0 || (size_t) n >= sizeof(dir) || strncmp(path, dir, (size_t) n) != 0)
+                return false;
+        slash = strchr(path + n, '/');
+        return slash && slash > path + n && streq(slash + 1, name);
+}
+
+/* The daemon's, whose mounts are not ours: the same by its name here, which is to be one of two, and leads over no link. */
+static int show_daemons(int fd, const struct statx *st, const char *root) {
+        struct open_how how = { .flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS };
         _cleanup_close_ int here = -EBADF;
         char link[64], path[PATH_MAX];
         struct statx there;
@@ -68,7 +84,9 @@ static int show_daemons(int fd, const struct statx *st) {
         if (n < 0)
                 return -errno;
         path[n] = 0;
-        here = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (!is_daemons(root, path, S_ISDIR(st->stx_mode) ? VMM_SHARES : VMM_EVENTS))
+                return -EINVAL;
+        here = (int) syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof(how));
         if (here < 0)
                 return -errno;
         r = look_at(here, &there);
@@ -85,7 +103,7 @@ static int duplicate(int fd) {
         return copy < 0 ? -errno : copy;
 }
 
-static int show_one(int fd, ExecShown how, uint32_t id, Map *map) {
+static int show_one(int fd, ExecShown how, uint32_t id, const char *root, Map *map) {
         struct statx st;
         int r;
 
@@ -95,7 +113,7 @@ static int show_one(int fd, ExecShown how, uint32_t id, Map *map) {
         if ((how == EXEC_SHOWN_DIRECTORY) != (S_ISDIR(st.stx_mode) != 0))
                 return -EINVAL;
         if (S_ISFIFO(st.stx_mode) || S_ISDIR(st.stx_mode))
-                return show_daemons(fd, &st);
+                return show_daemons(fd, &st, root);
         if (S_ISBLK(st.stx_mode)) { /* its node in the view is one of its own, where a lock tells nobody */
                 r = lock_image(fd, how == EXEC_SHOWN_WRITE);
                 return r < 0 ? -EBUSY : duplicate(fd);
@@ -108,7 +126,7 @@ static int show_one(int fd, ExecShown how, uint32_t id, Map *map) {
         return r < 0 && how == EXEC_SHOWN_COPY ? duplicate(fd) : r;
 }
 
-int show_open(const VMMRequest *vmm, const int *fds, size_t n_fds, int *ret_fds, size_t *ret_n, uint32_t *ret_which) {
+int show_open(const VMMRequest *vmm, const char *root, const int *fds, size_t n_fds, int *ret_fds, size_t *ret_n, uint32_t *ret_which) {
         Map map = { .userns = -EBADF };
         size_t n = 0;
         int r = 0;
@@ -116,7 +134,7 @@ int show_open(const VMMRequest *vmm, const int *fds, size_t n_fds, int *ret_fds,
         for (size_t i = 0; r >= 0 && i < n_fds; i++) {
                 if (vmm->shown[i] == EXEC_SHOWN_NOT)
                         continue;
-                r = show_one(fds[i], (ExecShown) vmm->shown[i], vmm->id, &map);
+                r = show_one(fds[i], (ExecShown) vmm->shown[i], vmm->id, root, &map);
                 if (r >= 0)
                         ret_fds[n++] = r;
                 else

@@ -34,13 +34,16 @@ static mode_t type_of(int fd) {
         return st.stx_mode & S_IFMT;
 }
 
-/* What a VMM may be given: files, disks, the listening socket of its API, the FIFO where it tells of itself, and connections to its
+/* What a VMM may be given, and shown as far as it was opened: files, disks, the listening socket of its API, the FIFO where it tells of itself, and connections to its
  * virtiofsds. */
 static bool is_vmm_fd(int fd, char shown) {
+        int access = fcntl(fd, F_GETFL) & O_ACCMODE;
         mode_t type = type_of(fd);
 
         if (shown == EXEC_SHOWN_DIRECTORY)
                 return type == S_IFDIR;
+        if (shown == EXEC_SHOWN_WRITE ? access != O_RDWR : shown != EXEC_SHOWN_NOT && access == O_WRONLY)
+                return false;
         return type == S_IFREG || type == S_IFBLK || type == S_IFIFO || fd_is_unix_socket(fd, SOCK_STREAM, true) ||
                 fd_is_unix_socket(fd, SOCK_STREAM, false);
 }
@@ -233,7 +236,7 @@ static int add_shown(HelperFds *h, const Request *r, uint32_t *ret_which) {
         int shown[VMM_FDS_MAX], k;
         size_t n;
 
-        k = show_open(&q->vmm, r->fds + _HELPER_FD_MAX, q->n_fds, shown, &n, ret_which);
+        k = show_open(&q->vmm, r->root, r->fds + _HELPER_FD_MAX, q->n_fds, shown, &n, ret_which);
         for (size_t i = 0; k >= 0 && i < n; i++)
                 add_made(h, shown[i]);
         return k;

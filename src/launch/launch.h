@@ -10,6 +10,7 @@ typedef struct Request {
         const int *fds;
         size_t n_fds;
         int refused;            /* OPEN: the error to answer at once */
+        const char *root;       /* for tests: stands before RUN_VMS_DIR, or NULL */
 } Request;
 
 /* These may wait for a file system, a program or a guest: a child does them and answers by itself. */

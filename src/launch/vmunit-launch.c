@@ -208,7 +208,7 @@ static void connection_request(Launcher *l, Connection *c) {
         if (n <= 0)
                 r = (int) n;
         else {
-                Request q = { .header = (LaunchHeader *) buffer, .size = (size_t) n, .fds = fds, .n_fds = n_fds, .refused = turn };
+                Request q = { .header = (LaunchHeader *) buffer, .size = (size_t) n, .fds = fds, .n_fds = n_fds, .refused = turn, .root = l->root };
                 r = dispatch(l, c, &q);
                 close_many(fds, n_fds);
         }

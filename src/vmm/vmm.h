@@ -4,8 +4,7 @@
 #include <systemd/sd-bus.h>
 #include <systemd/sd-event.h>
 
-#include "basic/conf.h"
-#include "basic/exec-protocol.h"
+#include "basic/launch-protocol.h"
 #include "core/definition.h"
 #include "vmm/disk-check.h"
 
@@ -24,9 +23,6 @@ typedef enum LaunchFdType {
         LAUNCH_FD_NETWORK,      /* after those: a listening socket to which the passt of a user network connects, in that order, too */
         LAUNCH_FD_SHARES,       /* the directory VMM_SHARES, for VMMOps.connects_shares */
 } LaunchFdType;
-
-#define VMM_EVENTS "events"     /* in the VM's directory below /run */
-#define VMM_SHARES "shares"     /* there too: where the virtiofsds listen, each at its tag, for VMMOps.connects_shares */
 
 typedef struct LaunchFd {
         LaunchFdType type;

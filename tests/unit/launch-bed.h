@@ -55,6 +55,23 @@ static inline void bed_write(const char *name, const char *text, mode_t mode) {
         safe_close(fd);
 }
 
+static inline void bed_mkdir(const char *name) {
+        must(mkdir(bed_path(name), 0711) == 0 || errno == EEXIST);
+}
+
+/* Where the daemon keeps what it shows a VMM */
+#define BED_VMS "run/vmunit/vms"
+
+static inline const char *bed_vm(const char *name) {
+        static const char *const dirs[] = { "run", "run/vmunit", BED_VMS, BED_VMS "/vm" };
+        char path[128];
+
+        for (size_t i = 0; i < ELEMENTSOF(dirs); i++)
+                bed_mkdir(dirs[i]);
+        (void) snprintf(path, sizeof(path), BED_VMS "/vm/%s", name);
+        return bed_path(path);
+}
+
 static inline void bed_copy(const char *from, const char *name) {
         char *text = NULL;
         size_t n = 0;

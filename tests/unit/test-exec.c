@@ -583,11 +583,12 @@ static int open_owned(const char *name, int flags) {
         return fd;
 }
 
-static int open_directory(const char *name) {
+static int open_shares(void) {
+        const char *path = bed_vm(VMM_SHARES);
         int fd;
 
-        must(mkdir(bed_path(name), 0711) == 0 || errno == EEXIST);
-        fd = open(bed_path(name), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        must(mkdir(path, 0711) == 0 || errno == EEXIST);
+        fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         must(fd >= 0);
         return fd;
 }
@@ -620,7 +621,7 @@ static void test_walls_of_vmm(void) {
                 "vsock=97\n", "queue=1\n", "limit=1\n", "core=1\n", "/: 11\n", "/files: 5\n", "end\n",
         };
         int fds[] = { memfd_new("copy", "text", 4), open_owned("kernel", O_RDONLY), open_owned("disk", O_RDWR),
-                      open_owned("read-only", O_RDONLY), open_directory("sockets") };
+                      open_owned("read-only", O_RDONLY), open_shares() };
         bool kvm = access("/dev/kvm", R_OK | W_OK) == 0;
         char port_text[8];
         uint16_t port;
@@ -675,7 +676,7 @@ static void test_sockets(void) {
 }
 
 static void test_bad_vmm(void) {
-        int file = create_fresh(bed_path("f")), dir = open_directory("sockets");
+        int file = create_fresh(bed_path("f")), dir = open_shares();
         static const struct {
                 VMMRequest vmm;
                 bool directory;

@@ -4,7 +4,9 @@
 
 #include <arpa/inet.h>
 #include <sys/epoll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
+#include <sys/mount.h>
 
 #include "launch-bed.h"
 
@@ -495,6 +497,98 @@ static void test_things(void) {
                 }
 }
 
+/* What a VMM is shown: nothing of the host's that was not opened for it, and of the daemon's own one FIFO and one directory. */
+
+static Answer ask_shown(int fd, ExecShown how) {
+        Asked q = prepare(REQUEST_VMM);
+
+        must(fd >= 0);
+        safe_close(q.fds[_HELPER_FD_MAX]);
+        q.fds[_HELPER_FD_MAX] = fd;
+        q.body.start.vmm.shown[0] = (char) how;
+        return finish(&q);
+}
+
+static void test_shown_as_opened(void) {
+        static const struct { int flags; ExecShown how; bool taken; const char *name; } tests[] = {
+                { O_RDONLY, EXEC_SHOWN_READ, true, "opened to read, shown to read" },
+                { O_RDWR, EXEC_SHOWN_READ, true, "opened for both, shown to read" },
+                { O_RDWR, EXEC_SHOWN_WRITE, true, "opened for both, shown to write" },
+                { O_RDONLY, EXEC_SHOWN_COPY, true, "opened to read, shown as a copy" },
+                { O_RDONLY, EXEC_SHOWN_WRITE, false, "opened to read, shown to write" },
+                { O_WRONLY, EXEC_SHOWN_WRITE, false, "opened to write, shown for both" },
+                { O_WRONLY, EXEC_SHOWN_READ, false, "opened to write, shown to read" },
+                { O_WRONLY, EXEC_SHOWN_COPY, false, "opened to write, shown as a copy" },
+                { O_PATH, EXEC_SHOWN_READ, false, "named, shown to read" },
+        };
+
+        for (size_t i = 0; i < ELEMENTSOF(tests); i++) {
+                Answer a = ask_shown(open(bed_path("file"), tests[i].flags | O_CLOEXEC), tests[i].how);
+
+                ok(tests[i].taken ? !a.closed && a.error == 0 : refused(a, -EINVAL), "a file %s: %s", tests[i].name,
+                   tests[i].taken ? "taken" : "refused");
+        }
+}
+
+static void make_places(void) {
+        static const char *const directories[] = { "shares", "other", "sub", "sub/shares" };
+
+        for (size_t i = 0; i < ELEMENTSOF(directories); i++)
+                must(mkdir(bed_vm(directories[i]), 0711) == 0);
+        must(mkfifo(bed_vm("events"), 0666) == 0 && mkfifo(bed_vm("other-fifo"), 0666) == 0 && mkfifo(bed_vm("sub/events"), 0666) == 0 &&
+             mkfifo(bed_path(BED_VMS "/events"), 0666) == 0 && mkdir(bed_path(BED_VMS "/shares"), 0711) == 0);
+        must(mkdir(bed_path(BED_VMS "/odd"), 0711) == 0 && mkdir(bed_path(BED_VMS "/odd/events"), 0711) == 0 &&
+             mkfifo(bed_path(BED_VMS "/odd/shares"), 0666) == 0);
+        must(mkdir(bed_path("vms"), 0711) == 0 && mkdir(bed_path("vms/shares"), 0711) == 0 && symlink("../../../vms", bed_path(BED_VMS "/linked")) == 0);
+}
+
+static void test_shown_of_daemons(void) {
+        static const struct { const char *path; int want; } tests[] = {
+                { BED_VMS "/vm/events", 0 }, { BED_VMS "/vm/shares", 0 },
+                { "fifo", -EINVAL }, { BED_VMS "/vm/other-fifo", -EINVAL }, { BED_VMS "/vm/sub/events", -EINVAL }, { BED_VMS "/events", -EINVAL },
+                { BED_VMS "/odd/shares", -EINVAL }, { BED_VMS "/odd/events", -EINVAL },
+                { "share", -EINVAL }, { "", -EINVAL }, { "../../etc", -EINVAL }, { "../..", -EINVAL }, { BED_VMS, -EINVAL }, { BED_VMS "/vm", -EINVAL },
+                { BED_VMS "/vm/other", -EINVAL }, { BED_VMS "/vm/sub/shares", -EINVAL }, { BED_VMS "/shares", -EINVAL },
+                { BED_VMS "/linked/shares", -EINVAL },
+        };
+        struct stat st;
+
+        make_places();
+        for (size_t i = 0; i < ELEMENTSOF(tests); i++) {
+                const char *path = bed_path(tests[i].path);
+                bool directory;
+                Answer a;
+
+                must(stat(path, &st) == 0);
+                directory = S_ISDIR(st.st_mode);
+                a = ask_shown(open(path, (directory ? O_RDONLY : O_RDWR) | O_CLOEXEC), directory ? EXEC_SHOWN_DIRECTORY : EXEC_SHOWN_WRITE);
+                ok(tests[i].want == 0 ? !a.closed && a.error == 0 : refused(a, tests[i].want), "the %s /%s is shown: %s",
+                   directory ? "directory" : "FIFO", tests[i].path, tests[i].want == 0 ? "taken" : "refused");
+        }
+}
+
+/* What has the right name in the daemon's mounts, and what had it */
+static void test_shown_elsewhere(void) {
+        int fd, status;
+        pid_t pid;
+
+        fd = open(bed_vm("shares"), O_RDONLY | O_CLOEXEC);
+        must(rmdir(bed_vm("shares")) == 0 && mkdir(bed_vm("shares"), 0711) == 0);
+        ok(refused(ask_shown(fd, EXEC_SHOWN_DIRECTORY), -EINVAL), "a directory that is gone: refused");
+
+        pid = fork();
+        must(pid >= 0);
+        if (pid == 0) {
+                if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+                    mount("tmpfs", bed_path(BED_VMS "/vm"), "tmpfs", 0, NULL) < 0 || mkdir(bed_vm("shares"), 0711) < 0)
+                        _exit(2);
+                fd = open(bed_vm("shares"), O_RDONLY | O_CLOEXEC);
+                _exit(!refused(ask_shown(fd, EXEC_SHOWN_DIRECTORY), -ESTALE));
+        }
+        must(waitpid(pid, &status, 0) == pid);
+        is_int(status, 0, "a directory of another mount there: refused");
+}
+
 static void test_arguments(void) {
         static union { StartRequest q; char bytes[sizeof(StartRequest) + 4096]; } u;
         Asked base = prepare(REQUEST_VMM);
@@ -564,6 +658,9 @@ int main(void) {
         test_fields_whole();
         test_shapes();
         test_things();
+        test_shown_as_opened();
+        test_shown_of_daemons();
+        test_shown_elsewhere();
         test_arguments();
         test_stranger();
 
