@@ -642,7 +642,7 @@ const VMMOps qemu_ops = {
         .program = PROGRAM_QEMU,
         .socket = "qmp",
         .features = (const VMMFeature[]) {
-                { "disks" }, { "qcow2" }, { "backing-files" }, { "block-devices" }, { "bios" }, { "uefi" }, { "firmware" }, { "filesystems" }, { "user-network" }, { "vsock" }, { "tcg" },
+                { "disks" }, { "qcow2" }, { "backing-files" }, { "bios" }, { "uefi" }, { "firmware" }, { "filesystems" }, { "user-network" }, { "vsock" }, { "tcg" },
                 { "power-button" }, { "reset" }, { "reboot-in-place" }, {},
         },
         .needs_vhost_vsock = true,
