@@ -422,19 +422,19 @@ wait()
 fd = os.open(DISKS[0], os.O_RDONLY)
 say("read " + os.pread(fd, 8, 0).decode())
 os.close(fd)
-"""), contextlib.ExitStack() as stack:
+"""), vm_of(owner=ALICE) as vm, contextlib.ExitStack() as stack:
         device = stack.enter_context(loop_device(below))
         path = stack.enter_context(node("moved", device, ALICE))
-        with vm_of(disk(path), owner=ALICE) as vm:
-            start = vm.start_async()
-            said(vm, "WAITS")
-            stack.close()                       # the last user of it but the VM
-            with loop_device(others) as another, node("moved", another, ALICE):
-                assert another != device and loops_of(below).keys() == {device}
-                put("go", "")
-                assert "read of the i" in said(vm, "read ")
-            vm.kill()
-            gather([start])
+        vm.update({"disks": [{"name": "disk0", "path": path}]})
+        start = vm.start_async()
+        said(vm, "WAITS")
+        stack.close()                           # the last user of it but the VM
+        with loop_device(others) as another, node("moved", another, ALICE):
+            assert another != device and loops_of(below).keys() == {device}
+            put("go", "")
+            assert "read of the i" in said(vm, "read ")
+        vm.kill()
+        gather([start])
         gone()
 
 

@@ -4,11 +4,14 @@
 """The walls around a VMM: who it is, what it sees, and that the host's files stay as they are."""
 
 import os
+import shutil
+import stat
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
 from vmunit_beds import *
+import loop_devices
 
 BASE = 1000013824
 OWNER = 12345
@@ -108,6 +111,84 @@ def _():
         assert unit_property(vm.Unit, "DevicePolicy") == "closed"
         allowed = unit_property(vm.Unit, "DeviceAllow")
         assert "vhost" not in allowed and ("/dev/kvm rwm" in allowed or BACKEND == "qemu"), allowed
+
+
+NODES = {name: (kind, os.makedev(*number)) for name, kind, number in (
+    ("null", stat.S_IFCHR, (1, 3)), ("zero", stat.S_IFCHR, (1, 5)), ("urandom", stat.S_IFCHR, (1, 9)), ("mem", stat.S_IFCHR, (1, 1)),
+    ("kmsg", stat.S_IFCHR, (1, 11)), ("fuse", stat.S_IFCHR, (10, 229)), ("kvm", stat.S_IFCHR, (10, 232)), ("tun", stat.S_IFCHR, (10, 200)),
+    ("loop-control", stat.S_IFCHR, (10, 237)), ("vhost-net", stat.S_IFCHR, (10, 238)), ("vhost-vsock", stat.S_IFCHR, (10, 241)),
+    ("loop", stat.S_IFBLK, (7, 0)), ("disk", stat.S_IFBLK, (8, 0)), ("virtio-disk", stat.S_IFBLK, (254, 0)))}
+
+
+def openable(nodes, cgroup=None):
+    """Which of them root may open, as a process of that cgroup"""
+    done, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        found = "failed"
+        with contextlib.suppress(Exception):
+            if cgroup:
+                with open(cgroup + "/cgroup.procs", "w", encoding="utf-8") as f:
+                    f.write("0")
+            found = []
+            for name in nodes:
+                with contextlib.suppress(OSError):
+                    os.close(os.open(f"/dev/walls/{name}", os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+                    found.append(name)
+        os.write(told, json.dumps(found).encode())
+        os._exit(0)
+    os.close(told)
+    with open(done, encoding="utf-8") as f:
+        found = json.load(f)
+    os.waitpid(pid, 0)
+    assert found != "failed", "the test's process can't be moved there"
+    return set(found)
+
+
+@contextlib.contextmanager
+def nodes_of(nodes):
+    os.makedirs("/dev/walls")
+    for name, (kind, number) in nodes.items():
+        os.mknod("/dev/walls/" + name, kind | 0o600, number)
+    try:
+        yield openable(nodes)
+    finally:
+        shutil.rmtree("/dev/walls")
+
+
+@test("who is root in its scope, or that of a virtiofsd or a passt, may not open another device")
+def _():
+    over = {"filesystems": [{"tag": "share", "source": TREE}]} if BACKEND != "firecracker" else {}
+    if BACKEND == "qemu":
+        over["networks"] = [{"name": "net"}]
+    os.makedirs(TREE, exist_ok=True)
+    with nodes_of(NODES) as outside, vm_of(tiny_definition(**over), name="devices") as vm:
+        if len(outside - {"null", "zero", "urandom", "kvm"}) < 2:
+            raise Skip(f"root may open nothing here but {outside}")
+        booted(vm)
+        scopes = [vm.Unit, *(["vmunit-devices-fs-share.scope"] if "filesystems" in over else []), *(["vmunit-devices-net-net.scope"] if "networks" in over else [])]
+        for scope in scopes:
+            kvm = {"kvm"} if "/dev/kvm " in unit_property(scope, "DeviceAllow") else set()
+            assert not kvm or scope == vm.Unit
+            inside = openable(outside, unit_cgroup(scope))
+            assert inside == outside & ({"null", "zero", "urandom"} | kvm), (scope, inside, outside)
+        print(f"# root may open {' '.join(sorted(outside))}")
+
+
+@test("nor another block device than its disk", not_on={"qemu": "it has disks by descriptors, and no device of its own"})
+def _():
+    if why := loop_devices.missing():
+        raise Skip(why)
+    path = make(PLAIN + "/its-own")
+    with vm_of(tiny_definition(disks=[{"path": path}])) as vm:
+        booted(vm)
+        name, = loop_devices.loops_of(path)
+        number = os.makedev(*loop_devices.number_of(name))
+        another = next(d for d in os.listdir("/sys/block") if d.startswith("loop") and d != name)
+        others = {"another": os.makedev(*loop_devices.number_of(another)), "own": number}
+        with nodes_of({n: (stat.S_IFBLK, device) for n, device in others.items()}) as outside:
+            assert outside == {"own", "another"}, outside
+            assert openable(outside, unit_cgroup(vm.Unit)) == {"own"}
 
 
 @test("a kernel and disks that are their owner's alone: they are used, and stay as they are")
