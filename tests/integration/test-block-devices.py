@@ -15,7 +15,7 @@ import loop_devices
 import vmunit_test
 from loop_devices import loop_device, loops_of, number_of
 
-PLAIN = "/var/lib/block-devices"                # the box's root, an overlay, which knows no idmapped mounts
+PLAIN = loop_devices.own("/var/lib/block-devices") # the box's root, an overlay, which knows no idmapped mounts
 DEVICES = "/dev/block-devices"
 ALICE, BOB = 23001, 23002
 SIZE = 1 << 20

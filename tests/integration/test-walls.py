@@ -16,7 +16,7 @@ import loop_devices
 BASE = 1000013824
 OWNER = 12345
 TREE = "/tmp/walls"                     # of a file system that can be idmapped
-PLAIN = "/var/lib/walls"                # the box's root, which can't
+PLAIN = loop_devices.own("/var/lib/walls") # the box's root, which can't
 TINY = os.path.realpath(tiny_definition()["boot"]["kernel"])
 
 
