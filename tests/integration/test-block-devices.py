@@ -74,6 +74,14 @@ def content(path, size=64):
         return f.read(size)
 
 
+def devices_open(pid):
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):      # closed meanwhile
+            found.add(os.stat(f"/proc/{pid}/fd/{fd}").st_rdev)
+    return found
+
+
 @contextlib.contextmanager
 def node(name, device, owner=0, mode=0o600):
     path = f"{DEVICES}/{name}"
@@ -373,8 +381,7 @@ def _():
             with vm_of(disk(where), owner=owner) as vm:
                 before = facts(where)
                 booted(vm)
-                held = {os.stat(f"/proc/{vm.LeaderPID}/fd/{fd}").st_rdev for fd in os.listdir(f"/proc/{vm.LeaderPID}/fd")}
-                assert os.makedev(*number_of(device)) in held
+                assert os.makedev(*number_of(device)) in devices_open(vm.LeaderPID)
                 vm.kill()
                 assert facts(where) == before
         with vm_of(disk(roots), owner=ALICE) as vm:
