@@ -18,6 +18,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
 from vmunit_beds import *
+import loop_devices
 from hanging_fuse import HangingFuse
 
 DEVICES = "/dev/owners"
@@ -251,31 +252,19 @@ def _():
         listener.close()
 
 
-def block_device():
-    """(major, minor) of one that root may open here, with something on it if there is such a one"""
-    found = []
-    for name in os.listdir("/sys/class/block"):
-        with open(f"/sys/class/block/{name}/size", encoding="utf-8") as size, open(f"/sys/class/block/{name}/dev", encoding="utf-8") as dev:
-            number = tuple(map(int, dev.read().split(":")))
-            path = device("try", stat.S_IFBLK, *number, 0, 0o400)
-            with contextlib.suppress(OSError), open(path, "rb"):
-                found.append((int(size.read()), number))
-            os.unlink(path)
-    if not found:
-        raise Skip("root may open no block device here")
-    return max(found)[1]
-
-
 @test("a block device is a disk if the owner may open it")
 def _():
-    path = device("block", stat.S_IFBLK, *block_device(), ALICE, 0o400)
-    with vm_of(tiny_definition(disks=[{"path": path, "readonly": True}]), owner=ALICE) as vm:
-        vm.start()
-        vm.wait_log(b"TINY-UP")
-        assert identity(path) in opened_inodes(vm.LeaderPID)
-        vm.kill()
-        vm.update({"disks": [{"name": "disk0", "readonly": False}]})
-        refused(vm, path, "Permission denied")
+    if why := loop_devices.missing():
+        raise Skip(why)
+    with loop_devices.loop_device(sparse(TOP + "/below-block", BOB)) as name:
+        path = device("block", stat.S_IFBLK, *loop_devices.number_of(name), ALICE, 0o400)
+        with vm_of(tiny_definition(disks=[{"path": path, "readonly": True}]), owner=ALICE) as vm:
+            vm.start()
+            vm.wait_log(b"TINY-UP")
+            assert identity(path) in opened_inodes(vm.LeaderPID)
+            vm.kill()
+            vm.update({"disks": [{"name": "disk0", "readonly": False}]})
+            refused(vm, path, "Permission denied")
 
 
 # Images that rest on others
