@@ -509,6 +509,16 @@ static int read_variant(sd_bus_message *m, char **ret) {
                 return *ret ? 0 : -ENOMEM;
         }
 
+        if (streq(contents, "as")) {
+                _cleanup_strv_free_ char **l = NULL;
+
+                r = sd_bus_message_read_strv(m, &l);
+                if (r < 0)
+                        return r;
+                *ret = strv_join(l, " ");
+                return *ret ? 0 : -ENOMEM;
+        }
+
         if (streq(contents, "b")) {
                 r = sd_bus_message_read(m, "b", &b);
                 text = b ? "yes" : "no";

@@ -287,14 +287,41 @@ static void run_scope_state(Run *r, const char *sub) {
                 r->scope_gone = false;
 }
 
+/* Made for a scope that was then not started, or made anew without what we had said of it: no unit leaves it, so it does not go. */
+static void on_slice_units(void *userdata, const char *value, const sd_bus_error *error) {
+        Run *r = userdata;
+        bool bare = value && isempty(value) && !slice_is_used(r);
+
+        r->slice_query = systemd_call_free(r->slice_query);
+        if (bare)
+                systemd_stop_unit(r->systemd, r->slice);
+        r->slice_stays = !bare && r->slice_needed;
+        r->slice_asked = false;         /* of one that has gone meanwhile PID 1 says "no" as well, so it is asked for once more */
+        if (r->slice_stays)
+                run_ask(r);
+}
+
+static void on_slice_fragment(void *userdata, const char *value, const sd_bus_error *error) {
+        Run *r = userdata;
+
+        r->slice_query = systemd_call_free(r->slice_query);
+        if (!value || !(isempty(value) || startswith(value, "/run/systemd/transient/")) ||
+            systemd_get(r->systemd, r->slice, "Unit", "SliceOf", on_slice_units, r, &r->slice_query) < 0)
+                on_slice_units(r, NULL, NULL);
+}
+
+static void ask_slice_bare(Run *r) {
+        if (r->scope_gone && !r->slice_gone && !r->slice_query && !r->slice_stays && !r->leaves_slice)
+                (void) systemd_get(r->systemd, r->slice, "Unit", "FragmentPath", on_slice_fragment, r, &r->slice_query);
+}
+
 static void on_slice_stays(void *userdata, const char *value, const sd_bus_error *error) {
         Run *r = userdata;
 
         r->slice_query = systemd_call_free(r->slice_query);
-        r->slice_stays = value && streq(value, "no");
-        r->slice_asked = false;         /* of one that has gone meanwhile PID 1 says "no" as well, so it is asked for once more */
-        if (r->slice_stays)
-                run_ask(r);
+        r->slice_needed = value && streq(value, "no");
+        if (r->slice_needed)
+                ask_slice_bare(r);
 }
 
 /* One that is not transient, or not ours, does not go with its last unit: there is nothing to wait for. */
@@ -380,6 +407,7 @@ static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata) 
                 if (!run_is_alive(r)) /* the stop of one that hangs would hold up a start of this daemon */
                         systemd_stop_unit(r->systemd, r->scope);
         }
+        ask_slice_bare(r);
         run_ask(r);
         run_check_gone(r);
         return k;

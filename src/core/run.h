@@ -54,7 +54,8 @@ struct Run {
         UnitWatch *scope_watch, *slice_watch;
         SystemdCall *query, *result_query, *stop_query, *slice_query;
         bool query_again, scope_gone, slice_gone;
-        bool slice_stays, slice_asked;          /* it has no StopWhenUnneeded=; and it was there still when asked for after that */
+        bool slice_needed;                      /* it has no StopWhenUnneeded= */
+        bool slice_stays, slice_asked;          /* … and is not ours; and it was there still when asked for after that */
         uint64_t end_usec;                      /* CLOCK_MONOTONIC: gives up waiting for the units */
 };
 

@@ -324,6 +324,57 @@ def _():
     wait_unit_gone("machine-vmunit-late.slice")
 
 
+@test("a scope that PID 1 was not to start after all leaves no slice", timeout=120)
+def _():
+    def loaded(vm):
+        return systemctl("list-units", "--all", "--plain", "--no-legend", vm.Slice, vm.Unit).strip()
+
+    dropin = "/run/systemd/system/vmunitd.service.d/hang.conf"
+    os.makedirs(os.path.dirname(dropin), exist_ok=True)
+    with vm_of(name="barely") as vm:
+        vm.start()
+        vm.kill()
+        with open(dropin, "w", encoding="ascii") as f:
+            f.write("[Service]\nExecReload=\nExecReload=/bin/sleep infinity\n")
+        systemctl("daemon-reload")
+        try:
+            systemctl("reload", "--no-block", "vmunitd.service")    # scopes are After= that
+            call, cancelled = vm.start_async(), 0
+            while not call.done:
+                for job in [line.split()[0] for line in systemctl("list-jobs").splitlines() if vm.Unit in line]:
+                    systemctl("cancel", job, check=False)
+                    cancelled += 1
+                with contextlib.suppress(Timeout):
+                    wait_for(lambda: call.done, 0.1)
+            assert cancelled and "systemd could not start the scope" in str(call.error), (cancelled, call.error)
+            assert words(vm) == ("Stopped", "start-failed")
+            assert not loaded(vm), loaded(vm)
+        finally:
+            os.unlink(dropin)
+            systemctl("daemon-reload")
+            control = int(unit_property("vmunitd.service", "ControlPID"))
+            if control:
+                os.kill(control, signal.SIGKILL)
+        wait_for(lambda: unit_property("vmunitd.service", "ActiveState") == "active", 30, poll=0.05)
+        vm.start()
+        assert words(vm) == ("Running", "")
+
+
+@test("a slice of which PID 1 has forgotten what we had said goes with its VM as well")
+def _():
+    with vm_of(name="forgotten") as vm:
+        vm.start()
+        os.unlink(f"/run/systemd/transient/{vm.Slice}")
+        systemctl("daemon-reload")
+        assert unit_property(vm.Slice, "StopWhenUnneeded") == "no" and not unit_property(vm.Slice, "FragmentPath")
+        began = time.monotonic()
+        vm.kill()
+        assert time.monotonic() - began < 4 * PATIENCE
+        wait_unit_gone(vm.Slice, 5)
+        vm.start()
+        assert unit_property(vm.Slice, "StopWhenUnneeded") == "yes"
+
+
 @test("a scope of the VM's name that is not the VM's does not hinder a start", timeout=90)
 def _():
     # cocoon #183-#187: the scope of a dying predecessor
