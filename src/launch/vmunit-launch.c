@@ -93,10 +93,18 @@ static bool connection_reap(Launcher *l, Connection *c) {
 
 /* The client has left. */
 static void connection_hangup(Launcher *l, Connection *c) {
-        if (c->child > 0 && c->type != LAUNCH_START)
+        if (c->child > 0 && c->type != LAUNCH_START && (c->type != LAUNCH_PROBE || kill(-c->child, SIGKILL) < 0))
                 (void) kill(c->child, SIGKILL);
         connection_close(l, c);
         (void) connection_reap(l, c);
+}
+
+/* A program that is asked for its version may have started others: all of it goes with us. */
+static void run_probe(Launcher *l, Request *r) {
+        (void) setpgid(0, 0);
+        probe_run(3, r, l->config);
+        if (getpgrp() == getpid())
+                (void) kill(0, SIGKILL);
 }
 
 static void run_worker(Launcher *l, Connection *c, Request *r, pid_t parent) {
@@ -115,7 +123,7 @@ static void run_worker(Launcher *l, Connection *c, Request *r, pid_t parent) {
                 (void) alarm(OPEN_SEC);
                 open_run(3, r);
         } else if (c->type == LAUNCH_PROBE)
-                probe_run(3, r, l->config);
+                run_probe(l, r);
         else if (c->type == LAUNCH_VSOCK)
                 vsock_run(3, r);
         else
