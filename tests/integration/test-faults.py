@@ -17,7 +17,8 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 import loop_devices
 import vmunit_test as vt
-from invariants import DATABASE, Known
+from invariants import DATABASE, Known, come_round_to, ids_of, uids_of
+from leftovers import processes_of_ids
 from vmunit_beds import ENDS, IN_PLACE, KEY, RESETS, qmp
 from vmunit_test import *
 
@@ -429,6 +430,8 @@ def op_remove(c):
         c.vm.start()
         c.vm.kill()
     vm_id = c.vm.Id
+    slot, _ = ids_of(vm_id)
+    come_round_to(slot)
     if "remove-blocked" in c.point:
         arm("remove.files EIO", c.name)
         c.call = c.vm.remove_async()
@@ -440,7 +443,14 @@ def op_remove(c):
         assert error
         return c.expect("Stopped")
     known.forget(vm_id)
+    other = manager.create("other", tiny_definition())
+    assert not ids_of(vm_id) or ids_of(other.Id)[0] != slot
+    wait_for(lambda: not ids_of(vm_id), 30, "the end of its record", poll=0.002)
+    left = {pid: words for pid, words in processes_of_ids(uids_of(slot)).items() if "zombie" not in words[0]}
+    assert not left, f"its ids were free while there were {left}"
     c.vm.wait_gone(30)
+    other.remove()
+    other.wait_gone()
     c.gone = True
     assert c.action == "kill-daemon" or not error, error
     return c.settle()

@@ -14,10 +14,12 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..
 from vmunit_test import *
 from vmunit_beds import *
 from idmapped_fuse import hanging
+from invariants import SLOTS, come_round_to, ids_of
 
 ROOT = "/tmp/shares"                            # the box's root is an overlay, which knows no idmapped mounts
 OWNER = 12345
 ROOT_IDS, USER_IDS = 1000079360, range(1000013825, 1000079360)
+VM_IDS = 1000013824
 
 
 def share_dir(name, owner=0, mode=0o755):
@@ -468,6 +470,46 @@ def _():
         vm.wait_gone(90)
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(f"{SLICE_CGROUP}/{slice_name}")  # PID 1 has given it up, too
+
+
+def cid_of(vm):
+    """Also where its VMM can have none; else it is what is told."""
+    cid = 0xffff + ids_of(vm.Id)[1]
+    assert vm.VSockCID in (cid, 0), (cid, vm.VSockCID)
+    return cid
+
+
+@test("a VM whose removal waits for a process keeps its ids and CID, whatever dies meanwhile; then they are free, the CID for good", timeout=240,
+      sanitized=False)
+def _():
+    vsock = {"vsock": True} if BACKEND != "qemu" or os.path.exists("/dev/vhost-vsock") else {}
+    with fake_virtiofsd(code=_LOOKS), hung_share("hung") as server, vm_of(shared("one")) as vm:
+        vm.update({"filesystems": [{"tag": "hung-2", "source": server.path}]})
+        start_hung(vm)
+        identity, name, uid = vm.Id, vm.Slice, int(status(vm.LeaderPID, "Uid")[0])
+        slot, seq = ids_of(identity)
+        assert uid == VM_IDS + 2 * slot
+        server.hang()
+        vm.wait_log(b"TINY-UP")
+        hung = unit_pids(scope(vm, "hung-2"))
+        vm.remove_async(force=True)
+        for _ in range(2):
+            wait_for(lambda: scope(vm, "hung-2") in vm.StateMessage, 60)
+            come_round_to(slot)
+            with vm_of() as other, vm_of(tiny_definition(**vsock)) as third:
+                other.start()
+                assert ids_of(other.Id)[0] == slot % SLOTS + 1 and int(status(other.LeaderPID, "Uid")[0]) != uid
+                assert ids_of(third.Id)[0] == slot % SLOTS + 2 and cid_of(third) != 0xffff + seq
+            assert ids_of(identity) == (slot, seq) and any(alive(pid) for pid in hung)
+            kill_daemon()
+        server.close()
+        vm.wait_gone(90)
+        assert ids_of(identity) is None and not any(alive(pid) for pid in hung)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(f"{SLICE_CGROUP}/{name}")
+        come_round_to(slot)
+        with vm_of(tiny_definition(**vsock)) as third:
+            assert ids_of(third.Id)[0] == slot and cid_of(third) != 0xffff + seq
 
 
 @test("a start whose virtiofsd hangs in the kernel is rolled back as far as can be, and says what is left", timeout=150)

@@ -19,6 +19,7 @@ from leftovers import FIRST_ID, left_on_host
 from vmunit_test import *
 
 DATABASE = "/var/lib/vmunit/vmunit.db"
+SLOTS = 32767                                   # of VMs' ids; the one after the last is the first
 AT_REST = ("Stopped", "Running", "Paused", "Error")
 PLAN_LATE = 20                                  # seconds that a planned start may be late on a busy host
 
@@ -27,6 +28,25 @@ def _rows(query):
     with contextlib.closing(sqlite3.connect(f"file:{DATABASE}?mode=ro", uri=True, timeout=5)) as db:
         db.row_factory = sqlite3.Row
         return [dict(row) for row in db.execute(query)]
+
+
+def ids_of(vm_id):
+    """Its slot, from which its uids come, and its number, from which its CID does; None: it is not in the database"""
+    return next(((row["slot"], row["seq"]) for row in _rows(f"SELECT slot, seq FROM vm WHERE id = '{vm_id}'")), None)
+
+
+def uids_of(slot):
+    """Of its VMM, its virtiofsds, its passts"""
+    return {FIRST_ID + 2 * slot, FIRST_ID + 2 * slot + 1, FIRST_ID + 2 * 65536 + slot}
+
+
+def come_round_to(slot):
+    """As if so many VMs had been created meanwhile that this slot is next. Quickly, as the daemon does not wait for others' locks."""
+    with contextlib.closing(sqlite3.connect(DATABASE, timeout=10)) as db:
+        db.execute("PRAGMA synchronous = OFF")
+        seq, = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'vm'").fetchone()
+        db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'vm'", (seq + (slot - 1 - seq) % SLOTS,))
+        db.commit()
 
 
 def _listing(path):
@@ -130,21 +150,15 @@ def _check_os(vms):
     yield from (f"/run/vmunit/{name} is left over" for name in _listing("/run/vmunit") - {"vms", "lock"})
 
 
-def _ids(vms):
-    """{VM's id: its uid, and the others that are its alone}"""
-    slots = {row["id"]: row["slot"] for row in _rows("SELECT id, slot FROM vm")}
-    return {vm.id: (FIRST_ID + 2 * slots[vm.id], FIRST_ID + 2 * slots[vm.id] + 1, FIRST_ID + 2 * 65536 + slots[vm.id])
-            for vm in vms if slots.get(vm.id)}
-
-
 def _check_host(vms, before):
-    ids = _ids(vms)
-    live = {n for vm in vms if vm.pid for n in ids.get(vm.id, ())}
+    slots = {row["id"]: row["slot"] for row in _rows("SELECT id, slot FROM vm")}
+    live = {n for vm in vms if vm.pid for n in uids_of(slots[vm.id])}
     if any(vm.pid and vm.companions and vm.p["OwnerUID"] == 0 for vm in vms):
         live |= set(range(FIRST_ID + 65536, FIRST_ID + 2 * 65536))
     for vm in vms:
-        if vm.pid and {os.stat(f"/proc/{vm.pid}").st_uid} - {ids[vm.id][0]}:
-            yield f"{vm} runs with the id {os.stat(f'/proc/{vm.pid}').st_uid} instead of {ids[vm.id][0]}"
+        uid, want = vm.pid and os.stat(f"/proc/{vm.pid}").st_uid, FIRST_ID + 2 * slots[vm.id]
+        if vm.pid and uid != want:
+            yield f"{vm} runs with the id {uid} instead of {want}"
     for kind, now in left_on_host(daemon_pid(), launcher_pid(), live).items():
         if before or "mounts" not in kind:
             yield from (f"{kind}: {what} is left over" for what in sorted(now - before.get(kind, set())))

@@ -78,7 +78,7 @@ def processes_of_ids(ids=IDS):
             status = dict(line.split(":\t", 1) for line in _read(f"/proc/{pid}/status").splitlines() if ":\t" in line)
             its = {int(n) for key in ("Uid", "Gid", "Groups") for n in status[key].split()}
             if its := {n for n in its if n in ids}:
-                found[int(pid)] = (status["Name"], its)
+                found[int(pid)] = (status["Name"] + (", a zombie" if status["State"][0] in "ZX" else ""), its)
     return found
 
 
