@@ -120,6 +120,7 @@ static _Noreturn void run_vmm(Vmm *v) {
         if (bad.error == 0) {
                 reset_signals();
                 (void) setsid();
+                (void) ioctl(STDIN_FILENO, TIOCSCTTY, 0); /* else Cloud Hypervisor before v42 fails at its guest's second boot */
 
                 /* Last, for a change of ids or capabilities would undo it. */
                 (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
@@ -146,7 +147,7 @@ static int make_pipe(int *ret_ours, int *ret_theirs, int ours) {
         return 0;
 }
 
-/* For a VMM that reads its console from nothing but a terminal: raw, and nobody's controlling one. Our end is non-blocking. */
+/* For a VMM that reads its console from nothing but a terminal: raw, so it sends no signals. Our end is non-blocking. */
 static int make_tty(Console *c, Vmm *v) {
         struct termios raw;
 

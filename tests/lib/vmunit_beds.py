@@ -235,14 +235,15 @@ def alive(pid):
 
 
 def vmm_count():
-    """How many VMMs there are, but for those that are asked for their version."""
-    count = 0
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    """How many VMMs there are, but for those that are asked for their version, and for what one has forked."""
+    parents = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as f:
             cmdline = f.read()
-            count += program_name(cmdline).startswith(("qemu-system", "firecracker", "cloud-hypervisor")) and \
-                b"\0--version\0" not in cmdline and alive(int(pid))
-    return count
+            if program_name(cmdline).startswith(("qemu-system", "firecracker", "cloud-hypervisor")) and b"\0--version\0" not in cmdline \
+                    and alive(pid):
+                parents[pid] = int(status(pid, "PPid")[0])
+    return sum(parent not in parents for parent in parents.values())
 
 
 def qmp(vm_id, *commands, fd=None):

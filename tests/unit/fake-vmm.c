@@ -71,7 +71,7 @@ static void echo(void) {
         char c;
 
         put(2, "last words\n", 11);
-        say(isatty(0) && isatty(1) ? "TTY\n" : "READY\n");
+        say(!isatty(0) || !isatty(1) ? "READY\n" : tcgetpgrp(0) == getpgrp() ? "TTY\n" : "somebody else's TTY\n");
         while (read(0, &c, 1) == 1 && c != 'q')
                 put(1, &c, 1);
 }

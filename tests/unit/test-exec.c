@@ -487,7 +487,7 @@ static void test_tty(void) {
         must(vm_launch(&vm, PROGRAM_QEMU, ARGV((char *) "echo"), NULL, 0) == 0);
         vm_fork(&vm);
         vm_go(&vm);
-        ok(eventually(log_is("console.log", "TTY\n")), "a VMM that wants a terminal has one, which adds nothing");
+        ok(eventually(log_is("console.log", "TTY\n")), "a VMM that wants a terminal has one for itself, which adds nothing");
         ok(eventually(log_is("last-output", "last words\n")), "standard error is none");
         a = open_console();
         must(write(a, "one\n\3", 5) == 5);
