@@ -121,7 +121,6 @@ static _Noreturn void run_vmm(Vmm *v) {
                 reset_signals();
                 (void) setsid();
                 (void) ioctl(STDIN_FILENO, TIOCSCTTY, 0); /* else Cloud Hypervisor before v42 fails at its guest's second boot */
-
                 /* Last, for a change of ids or capabilities would undo it. */
                 (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
                 if (!may_go(v->sync))

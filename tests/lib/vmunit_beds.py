@@ -275,8 +275,7 @@ def outside(identity, what):
 
 def parent_of(vm):
     """The pid of the VMM's parent, vmunit-exec."""
-    parent, = set(unit_pids(vm.Unit)) - {vm.LeaderPID}
-    return parent
+    return int(status(vm.LeaderPID, "PPid")[0])
 
 
 # The daemon
