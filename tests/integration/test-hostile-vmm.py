@@ -224,10 +224,12 @@ def _():
 
 @test("its state is of a wrong type", timeout=40)
 def _():
-    with hostile("wrong-types") as vm:
-        with contextlib.suppress(BusError):
-            vm.start()
-        assert vm.State in ("Running", "Stopped")
+    if BACKEND == "firecracker":                # whose only word is this answer
+        refused("wrong-types", text="Bad message")
+        return
+    with hostile("wrong-types") as vm:          # others tell in other ways, too, that the guest runs
+        vm.start()
+        assert (vm.State, vm.StateReason) == ("Running", "")
 
 
 @test("it says that it runs, and dies", timeout=40)
@@ -292,12 +294,12 @@ def _():
         assert len([e for e in manager.events(limit=1000, vm=vm.Id) if e[4] == "power-button"]) <= 60
 
 
-@test("one that pauses and resumes itself all the time is shown now and then, and as it is at last", timeout=60, not_on=NOT_ON_FIRECRACKER)
+@test("one that pauses and resumes itself all the time is shown now and then, and as it is at last", timeout=90, not_on=NOT_ON_FIRECRACKER)
 def _():
     with hostile("flips") as vm:
         begin = time.monotonic()
         vm.start()
-        vm.wait_log(b"FLIPPED")
+        vm.wait_log(b"FLIPPED", 40)
         wait_for(lambda: vm.State == "Paused", 15, "the state in which it is")
         took = time.monotonic() - begin
         flips = [e for e in manager.events(limit=5000, vm=vm.Id) if e[4] in ("paused", "running")]

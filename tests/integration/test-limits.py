@@ -151,33 +151,6 @@ def _():
         os.unlink(other)
 
 
-@test("neither the VMM nor its parent has rights, and both have an id that is nobody's else")
-def _():
-    vm = fresh()
-    helper = parent(vm.pid)
-    with open(f"/proc/{helper}/comm") as f:
-        assert f.read().strip() == "vmunit-exec"
-    for kind in ("Inh", "Prm", "Eff", "Amb"):
-        assert caps(helper, kind) == 0, kind
-        assert caps(vm.pid, kind) == 0, kind
-    assert caps(vm.pid, "Bnd") == 0, status(vm.pid)["CapBnd"]
-    uid = status(vm.pid)["Uid"].split()[0]
-    assert 1000013824 < int(uid) < 1000013824 + 65536 and int(uid) % 2 == 0, uid
-    for pid in (helper, vm.pid):
-        s = status(pid)
-        assert s["Uid"].split() == [uid] * 4 and s["Gid"].split() == [uid] * 4 and s["Groups"].strip() == "", s
-        assert (s["NoNewPrivs"], s["Seccomp"]) == ("1", "2"), s
-    assert status(helper)["Threads"] == "1"
-
-
-@test("the VMM is in no namespace of the daemon's or the host's")
-def _():
-    vm = fresh()
-    for kind in ("mnt", "ipc", "uts", "net", "cgroup", "pid"):
-        ours = os.readlink(f"/proc/{vm.pid}/ns/{kind}")
-        assert ours not in (os.readlink(f"/proc/1/ns/{kind}"), os.readlink(f"/proc/{daemon_pid()}/ns/{kind}")), kind
-
-
 @test("signals, limits and environment of the VMM are nobody's leftovers")
 def _():
     vm = fresh()

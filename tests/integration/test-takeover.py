@@ -442,38 +442,6 @@ def _():
         assert vm.State == "Error" and vm.Job == "/"
 
 
-@test("the daemon killed in a Kill, a Reboot, a Pause, an Update", timeout=120)
-def _():
-    for what in ("kill", "reboot", "pause", "update"):
-        with running() as vm:
-            pid = daemon_pid()
-            call = vm.update_async({"resources": {"CPUWeight": 33}}) if what == "update" else getattr(vm, what + "_async")()
-            if what != "kill":
-                with contextlib.suppress(Timeout):
-                    wait_for(lambda: call.done or vm.Job != "/", 1)
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: daemon_pid() not in (0, pid), 20, poll=0.05)
-            state = vm.wait_state("Running", "Paused", "Stopped", "Error")
-            if what == "kill":
-                assert state in ("Stopped", "Running", "Error")
-            elif what == "reboot":
-                wait_for(lambda: vm.Job == "/" and vm.State == "Running", 15, "the reboot's end")
-                assert words(vm) == ("Running", ""), words(vm)
-            else:
-                assert words(vm) in (("Running", ""), ("Paused", "")), words(vm)
-            if what == "update" and state == "Running":
-                weight = vm.definition().get("resources", {}).get("CPUWeight")
-                assert weight in (None, 33)
-            wait_for(lambda: vmm_count() == (vm.State in ("Running", "Paused")), 5, f"as many VMMs as there should be ({what})",
-                     poll=0.05)
-            if vm.State == "Paused":
-                vm.resume()
-            if vm.State == "Running":
-                vm.stop()
-                assert vm.State == "Stopped"
-            assert all(end for _, end in usage_of(vm))
-
-
 @test("a reboot that the daemon's death has cut off is finished by the next", timeout=90)
 def _():
     for _ in range(3):
