@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <linux/sockios.h>
 #include <stdarg.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -7,6 +9,7 @@
 #include "api/wire.h"
 #include "basic/fd-util.h"
 #include "basic/string-util.h"
+#include "basic/time-util.h"
 #include "bus/error-names.h"
 #include "tap.h"
 
@@ -264,6 +267,51 @@ static void test_peers(void) {
         sd_bus_close_unref(d.bus);
 }
 
+static uint64_t queued(int fd) {
+        int n = 0;
+
+        return ioctl(fd, SIOCOUTQ, &n) < 0 ? 0 : (uint64_t) n;
+}
+
+/* There is always as much to take as before, for more than the 15 s after which one that takes nothing is given up. */
+static void test_busy_bus(void) {
+        _cleanup_free_ char *text = new0(char, 16384 + 1);
+        uint64_t end = now_monotonic() + 17 * USEC_PER_SEC;
+        Manager manager = {};
+        Peers *peers = NULL;
+        sd_event *e = NULL;
+        sd_bus *bus_end, *ours;
+        bool busy = true;
+        int fds[2];
+
+        check(text && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) >= 0);
+        memset(text, 'x', 16384);
+        bus_end = open_end(fds[0], true);
+        ours = open_end(fds[1], false);
+        if (!ok(bus_end && ours && sd_event_new(&e) >= 0 && sd_bus_attach_event(ours, e, 0) >= 0, "a bus double"))
+                return;
+        check(peers_new(ours, &manager, NULL, NULL, &peers) >= 0);
+
+        settle(ours, bus_end);
+        while (now_monotonic() < end && sd_event_get_state(e) != SD_EVENT_FINISHED) {
+                unsigned n = 0;
+
+                while (queued(fds[1]) < 65536 && n++ < 16)
+                        (void) sd_bus_emit_signal(ours, "/", "a.b", "C", "s", text);
+                (void) sd_bus_emit_signal(bus_end, "/", "a.b", "C", "");
+                (void) sd_event_run(e, 10 * USEC_PER_MSEC);
+                busy = busy && queued(fds[1]) >= 32768;
+                (void) sd_bus_process(bus_end, NULL);
+        }
+        ok(busy, "there was always something to take");
+        ok(sd_event_get_state(e) != SD_EVENT_FINISHED, "a bus that takes what it is sent is not stuck");
+
+        peers_free(peers);
+        sd_bus_close_unref(ours);
+        sd_bus_close_unref(bus_end);
+        sd_event_unref(e);
+}
+
 int main(void) {
         _cleanup_close_ int peer = -EBADF;
         int r;
@@ -278,6 +326,7 @@ int main(void) {
         test_details();
         test_paths();
         test_peers();
+        test_busy_bus();
         sd_bus_close_unref(bus);
         return done_testing();
 }
