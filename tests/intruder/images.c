@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/loop.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -107,6 +108,18 @@ static int set_flags_extended(const char *arg) {
         return outcome(ioctl(fd, FS_IOC_FSSETXATTR, &x));
 }
 
+/* The disk may be a loop device, which needs no right to be told such things. */
+static int tell_loop(const char *what) {
+        unsigned long request = strcmp(what, "clear") == 0 ? LOOP_CLR_FD : strcmp(what, "change") == 0 ? LOOP_CHANGE_FD : LOOP_SET_STATUS64;
+        struct loop_info64 info = {};
+        const char *path;
+        int fd = own_disk(&path);
+
+        if (fd < 0)
+                return fd;
+        return outcome(request == LOOP_SET_STATUS64 ? ioctl(fd, request, &info) : ioctl(fd, request, fd));
+}
+
 static int link_to(const char *at) {
         const char *path;
         int fd = own_disk(&path), r;
@@ -164,6 +177,9 @@ const Attempt image_attempts[] = {
         { "image-attribute-trusted", set_attribute, "trusted.vmunit-test" },
         { "image-attribute-at", set_attribute_at, NULL },
         { "image-acl", set_acl, NULL },
+        { "image-loop-clear", tell_loop, "clear" },
+        { "image-loop-change", tell_loop, "change" },
+        { "image-loop-status", tell_loop, "status" },
         { "image-mode2", set_mode2, NULL },
         { "image-mode", set_mode, NULL },
         { "image-mode-of-kernel", set_kernels_mode, NULL },
