@@ -22,6 +22,8 @@
 /* How long PID 1 has to take scope and slice away */
 #define UNITS_GONE_USEC (5 * USEC_PER_SEC)
 #define UNITS_ASK_USEC (250 * USEC_PER_MSEC)
+/* When it is asked for again whether something else has come that says more than the status */
+#define AWAITS_USEC (20 * USEC_PER_MSEC)
 /* How long a hint may wait while the VMM lives */
 #define HINT_USEC (250 * USEC_PER_MSEC)
 
@@ -93,12 +95,26 @@ static void run_read_status(Run *r) {
                 r->exit_known = true;
 }
 
+static void run_tell_status(Run *r);
+
+static int on_awaited(sd_event_source *source, uint64_t usec, void *userdata) {
+        run_tell_status(userdata);
+        return 0;
+}
+
+static bool run_awaits(Run *r) {
+        return r->dead && !r->ending && r->handler->awaits && r->handler->awaits(r->userdata) &&
+                sd_event_add_time_relative(r->event, &r->timer, CLOCK_MONOTONIC, AWAITS_USEC, 0, on_awaited, r) >= 0;
+}
+
 static void run_tell_status(Run *r) {
         if (r->status_told)
                 return;
-        r->status_told = true;
         r->timer = sd_event_source_disable_unref(r->timer);
         run_read_status(r);
+        if (run_awaits(r))
+                return;
+        r->status_told = true;
         r->handler->status(r->userdata);
 }
 

@@ -17,6 +17,7 @@ typedef struct Run Run;
 typedef struct RunHandler {
         void (*died)(void *userdata);           /* the VMM has ended; once */
         void (*status)(void *userdata);         /* exit_known and status are final; after died, or when the helper ended early */
+        bool (*awaits)(void *userdata);         /* before status, again and again until false: it will say more in a moment. NULL: never */
         void (*stop_asked)(void *userdata);     /* systemd wants the scope to stop; once */
         void (*gone)(void *userdata);           /* no process, scope, slice or file in /run is left; the run may be freed */
 } RunHandler;

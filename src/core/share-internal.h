@@ -45,6 +45,8 @@ struct ShareKind {
         int (*open)(ShareStart *s);
         /* Its argument list by the version that it tells; calls share_failed() */
         int (*plan)(ShareStart *s, const char *version);
+        /* It is about to execute: from now on a VMM may come. NULL: nothing to do */
+        int (*show)(ShareStart *s);
         /* It executes: calls share_is_ready() when it answers. 0 or -errno */
         int (*ask)(ShareStart *s);
 };

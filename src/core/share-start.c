@@ -101,6 +101,8 @@ static int go(ShareStart *s) {
                 r = run_write_file(run, s->share->vm->manager->boot_id);
         if (r >= 0)
                 r = FAULT_POINT("share.go", FAULT_FAILS | FAULT_VMM, run->pid);
+        if (r >= 0 && s->share->kind->show)
+                r = s->share->kind->show(s);
         return r < 0 ? r : helper_go(s->helper);
 }
 
@@ -363,7 +365,7 @@ int share_begin(Share *share) {
                 .vmm_fd = -EBADF,
                 .ready_fd = -EBADF,
         };
-        share->ready = false;
+        share->ready = share->failed = false;
         share->start = s;
         return begin(s);
 }

@@ -14,6 +14,8 @@
 
 /* A shared folder's virtiofsd: the directory opened as its owner, and its first answer. */
 
+#define SOCKET "socket"
+
 enum { FD_DIRECTORY, FD_LISTEN, N_FDS };
 
 /* Its answer */
@@ -108,19 +110,18 @@ static int make_socket(const char *path) {
         return fd;
 }
 
-/* For a VMM that connects by itself, and again to the next: in a directory that it is shown, and by which nobody else comes here. */
-static int make_shown_socket(const Share *share) {
-        _cleanup_free_ char *path = strjoinf("%s/" VMM_SHARES "/%s", share->vm->run_dir, share->tag);
-        int fd;
+/* For a VMM that connects by itself, and again to the next: in a directory that it is shown, and by which nobody else comes here. It tries
+ * again while nobody listens there, but gives up for a connection that is lost, as it is if this daemon ends before virtiofsd begins. */
+static int show(ShareStart *s) {
+        const Share *share = s->share;
+        _cleanup_free_ char *path = strjoinf("%s/" SOCKET, share->dir);
+        _cleanup_free_ char *shown = strjoinf("%s/" VMM_SHARES "/%s", share->vm->run_dir, share->tag);
 
-        fd = path ? make_socket(path) : -ENOMEM;
-        if (fd >= 0 && chmod(path, 0666) < 0) {
-                int r = -errno;
-
-                safe_close(fd);
-                return r;
-        }
-        return fd;
+        if (!share->vm->ops->connects_shares)
+                return 0;
+        if (!path || !shown)
+                return -ENOMEM;
+        return chmod(path, 0666) < 0 || rename(path, shown) < 0 ? -errno : 0;
 }
 
 static int connect_client(const char *path) {
@@ -130,11 +131,9 @@ static int connect_client(const char *path) {
 static int make_files(ShareStart *s) {
         int r;
 
-        if (s->share->vm->ops->connects_shares)
-                return MIN(s->fds[FD_LISTEN] = make_shown_socket(s->share), 0);
-        r = s->fds[FD_LISTEN] = share_make_file(s->share, "socket", make_socket);
-        if (r >= 0)
-                r = s->vmm_fd = share_make_file(s->share, "socket", connect_client);
+        r = s->fds[FD_LISTEN] = share_make_file(s->share, SOCKET, make_socket);
+        if (r >= 0 && !s->share->vm->ops->connects_shares)
+                r = s->vmm_fd = share_make_file(s->share, SOCKET, connect_client);
         return MIN(r, 0);
 }
 
@@ -163,5 +162,6 @@ const ShareKind share_kind_virtiofsd = {
         .make_files = make_files,
         .open = begin_open,
         .plan = plan,
+        .show = show,
         .ask = ask,
 };

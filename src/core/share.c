@@ -238,7 +238,7 @@ const Share *shares_waited_for(const VM *vm) {
 #define SOCKET_LISTENS "00010000"
 
 static bool is_connected(const Share *share, const char *sockets) {
-        _cleanup_free_ char *end = strjoinf(" %s/" VMM_SHARES "/%s\n", share->vm->run_dir, share->tag);
+        _cleanup_free_ char *end = strjoinf(" %s/socket\n", share->dir);
 
         for (const char *p = end ? strstr(sockets, end) : NULL; p; p = strstr(p + 1, end)) {
                 const char *line = p;
@@ -275,6 +275,13 @@ const char *share_program(const Share *share) {
 
 bool shares_ready(const VM *vm) {
         return !shares_waited_for(vm);
+}
+
+bool shares_live(const VM *vm) {
+        for (size_t i = 0; i < vm->n_shares; i++)
+                if (vm->shares[i].run && !run_is_alive(vm->shares[i].run))
+                        return false;
+        return true;
 }
 
 const Share *shares_living(const VM *vm) {
@@ -314,12 +321,44 @@ static void share_lost(Share *share) {
                 vm_put_down_for_share(vm, share->tag);
 }
 
-/* One that ends because its VMM does ends in good order. */
+/* One that ends because its VMM does ends in good order, and its parent says so. */
 static bool has_crashed(const Share *share) {
         _cleanup_free_ char *path = strjoinf("%s/exit", share->dir);
         int status;
 
-        return path && helper_read_exit(path, &status) >= 0 && !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        if (path && helper_read_exit(path, &status) >= 0)
+                return !(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        return share->run->status_told;
+}
+
+static bool ends_by_itself(const Share *share) {
+        return share->kind->essential && share->run && share->run->pidfd >= 0 && !share->run->ending;
+}
+
+const Share *shares_crashed(const VM *vm) {
+        for (size_t i = 0; i < vm->n_shares; i++) {
+                const Share *share = vm->shares + i;
+
+                if (share->failed || (ends_by_itself(share) && !run_is_alive(share->run) && has_crashed(share)))
+                        return share;
+        }
+        return NULL;
+}
+
+/* A VMM is told of the end of a process a little before whoever has its pidfd is. */
+bool shares_undecided(const VM *vm) {
+        uint64_t now = 0;
+
+        if (shares_crashed(vm))
+                return false;
+        (void) sd_event_now(vm->manager->event, CLOCK_MONOTONIC, &now);
+        for (size_t i = 0; i < vm->n_shares; i++) {
+                const Share *share = vm->shares + i;
+
+                if (ends_by_itself(share) && (run_is_alive(share->run) ? now < vm->run->died_usec + GRACE_USEC : !share->run->status_told))
+                        return true;
+        }
+        return false;
 }
 
 bool shares_blamed(VM *vm) {
@@ -349,6 +388,7 @@ void share_failed(Share *share, int error, const char *name, const char *format,
                 return;
         }
         vm_log(vm, LOG_ERR, "%s[%u] (%s): %s", share->kind->list, share->index, share->tag, text);
+        share->failed = share->kind->essential;
         share->renew = !share->kind->essential;
         share->late = sd_event_source_disable_unref(share->late);
         if (share_start_abandon(share))
@@ -492,17 +532,22 @@ static void share_ended(Share *share, uint64_t grace_usec) {
 
 /* Its processes and units */
 
+/* Until there is a VMM it can't have ended with that. */
+static bool is_starting(const Share *share) {
+        return share->start || (share->vm->start && !share->vm->start->told_to_execute);
+}
+
 static void on_died(void *userdata) {
         Share *share = userdata;
 
-        if (!share->start && !share->run->ending)
+        if (!is_starting(share) && !share->run->ending)
                 share_ended(share, GRACE_USEC);
 }
 
 static void on_status(void *userdata) {
         Share *share = userdata;
 
-        if (share->start)
+        if (is_starting(share))
                 share_start_died(share);
 }
 

@@ -19,6 +19,7 @@ typedef struct Share {
         bool ready;                     /* it answers */
         bool renew;                     /* the VMM has left it and takes a fresh one */
         bool unborn;                    /* the daemon that was to start it has died meanwhile */
+        bool failed;                    /* a fresh one could not be had */
         sd_event_source *grace;         /* it has ended: is it that the VMM has, too? Or it is to be started again */
         unsigned n_renewals;            /* of a share since the VMM last told of a reset of its guest */
         sd_event_source *proof;         /* until when it has to tell of one */
@@ -44,6 +45,8 @@ const char *share_program(const Share *share); /* "virtiofsd" */
 /* That to which the VMM has connected last, where it does that itself: one after the other, so it waits for this one, if it waits
  * for any. NULL: to none, or it is not known */
 const Share *shares_connected_last(const VM *vm);
+/* That none has ended since it was ready */
+bool shares_live(const VM *vm);
 /* One whose virtiofsd lives, or NULL */
 const Share *shares_living(const VM *vm);
 /* The VMM has come up anew, with devices that are connected anew. */
@@ -52,6 +55,10 @@ void shares_reset(VM *vm);
 void shares_take_over(VM *vm);
 /* Fails the start under way by a virtiofsd that has ended, if one has: what the VMM says of that is less. */
 bool shares_blamed(VM *vm);
+/* One for want of which a VMM that connects by itself may have given up, or NULL */
+const Share *shares_crashed(const VM *vm);
+/* Whether that is not known yet, but will be in a moment, of a VMM that has ended */
+bool shares_undecided(const VM *vm);
 /* Told by a share's start */
 void share_is_ready(Share *share);
 void share_failed(Share *share, int error, const char *name, const char *format, ...) _printf_(4, 5);

@@ -50,7 +50,7 @@ struct Start {
         uint32_t loop_index;
         SystemdCall *call;
         char *description, **devices;
-        bool vmm_forked, invocation_known, executed, connected, booted;
+        bool vmm_forked, invocation_known, told_to_execute, executed, connected, booted;
         bool asked_again;               /* for the InvocationID, which PID 1 had not answered */
         bool scope_pending;             /* PID 1 has been asked for the scope and has not made it yet */
         bool again, cleared;            /* what was in the way of the scope is cleared, then it begins anew; it was */

@@ -747,6 +747,8 @@ static int step_exec(Start *s) {
         Run *run = vm->run;
         int r;
 
+        if (!shares_live(vm)) /* how that has ended will be told, and fails the start */
+                return STEP_WAITS;
         r = run_check_cgroup(run, run->pid);
         if (r < 0)
                 return start_errno(s, r, "the VMM's process is not in its scope");
@@ -767,6 +769,7 @@ static int step_exec(Start *s) {
         r = FAULT_POINT("start.go", FAULT_FAILS | FAULT_VMM, run->pid);
         if (r >= 0)
                 r = helper_go(s->helper);
+        s->told_to_execute = r >= 0;
         return r < 0 ? start_errno(s, r, "can't start the VMM's process") : STEP_WAITS;
 }
 

@@ -252,7 +252,7 @@ static void start_anew(Start *s) {
         s->cleared = true;
         s->deadline = sd_event_source_disable_unref(s->deadline);
         s->step = 0;
-        s->vmm_forked = s->invocation_known = s->asked_again = s->executed = s->connected = s->booted = s->version_asked = false;
+        s->vmm_forked = s->invocation_known = s->asked_again = s->told_to_execute = s->executed = s->connected = s->booted = s->version_asked = false;
         s->kernel = (FileHead) {};
         sd_bus_error_free(&s->error);
         s->n_fds = s->n_share_fds = 0;

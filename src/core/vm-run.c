@@ -78,14 +78,32 @@ static VMMEvent death_cause(VM *vm) {
         return vm->ops->exit_cause(vm->run->status, output);
 }
 
+/* One that can't go on, or says by its status that it could not: by itself, or for want of a share to which it connects. */
+static bool has_given_up(VM *vm, VMMEvent cause) {
+        const Run *r = vm->run;
+
+        if (!vm->ops || !vm->ops->connects_shares)
+                return false;
+        return cause == VMM_EVENT_FAILED ||
+                (cause == _VMM_EVENT_MAX && r->exit_known && WIFEXITED(r->status) && WEXITSTATUS(r->status) != 0);
+}
+
+/* The tag of the share for whose virtiofsd it has ended, or NULL */
+static const char *share_of_end(VM *vm, VMMEvent cause) {
+        const Share *share = has_given_up(vm, cause) ? shares_crashed(vm) : NULL;
+
+        return startswith(vm->run->end_cause, SHARE_CAUSE) ?: share ? share->tag : NULL;
+}
+
 static void vm_show_death(VM *vm) {
-        const char *share = startswith(vm->run->end_cause, SHARE_CAUSE);
+        VMMEvent cause = death_cause(vm);
+        const char *share = share_of_end(vm, cause);
 
         if (share) {
                 (void) vm_transition(vm, TRANSITION_VIRTIOFSD_CRASHED, INTENT_KEEP, "The virtiofsd of its share %s has died", share);
                 return;
         }
-        switch (death_cause(vm)) {
+        switch (cause) {
         case VMM_EVENT_GUEST_SHUTDOWN:
                 (void) vm_transition(vm, TRANSITION_GUEST_SHUTDOWN, false, "The guest has powered off");
                 break;
@@ -148,6 +166,12 @@ static void note_end_cause(VM *vm, const char *prefix, const char *why) {
 }
 
 void vm_put_down(VM *vm, VMMEvent why) {
+        const Share *share = has_given_up(vm, why) ? shares_crashed(vm) : NULL;
+
+        if (share) {
+                vm_put_down_for_share(vm, share->tag);
+                return;
+        }
         vm->last_event = why;
         note_end_cause(vm, "", strempty(end_causes[why]));
         run_kill(vm->run);
@@ -166,6 +190,13 @@ static void vm_died_unasked(VM *vm) {
         vm_show_death(vm);
 }
 
+static bool on_awaits(void *userdata) {
+        VM *vm = userdata;
+
+        return is_live_state(vm->rec.state) && !start_owns_run(vm) && !startswith(vm->run->end_cause, SHARE_CAUSE) && has_given_up(vm, death_cause(vm)) &&
+                shares_undecided(vm);
+}
+
 static void on_died(void *userdata) {
         VM *vm = userdata;
 
@@ -180,7 +211,7 @@ static void on_died(void *userdata) {
         }
         vm_emit_changed(vm, "LeaderPID", NULL);
         /* Else the exit status has to tell what it was. */
-        if (is_live_state(vm->rec.state) &&
+        if (is_live_state(vm->rec.state) && !on_awaits(vm) &&
             ((vm->ops && vm->ops->tells_end && (vm->vmm || vm->heard_all)) || vm->last_event != _VMM_EVENT_MAX))
                 vm_died_unasked(vm);
 }
@@ -277,6 +308,7 @@ static void on_gone(void *userdata) {
 static const RunHandler run_handler = {
         .died = on_died,
         .status = on_status,
+        .awaits = on_awaits,
         .stop_asked = on_stop_asked,
         .gone = on_gone,
 };

@@ -7,10 +7,12 @@ EIO or ENOSPC, it hangs. Afterwards all is quiet, the invariants hold, and the V
 With VMUNIT_ALL all cases run; else the daemon's death at each point, a fixed part of the rest, and one that VMUNIT_SEED (1) chooses for each VMM.
 """
 
+import errno
 import fnmatch
 import os
 import random
 import shutil
+import socket
 import sqlite3
 import sys
 
@@ -846,9 +848,11 @@ def kill_virtiofsd(step, tag):
     """At a step of the VMM's start, when they run already"""
     with shares_case(f"start.{step}.before", "hang") as c:
         c.fire(c.vm.start_async)
+        before = launches()
         os.kill(max(share_pids(tag)), signal.SIGKILL)
         c.expect(("Stopped", "start-failed"), error=True)
         assert f"({tag})" in c.call.error.message, c.call.error
+        assert step not in ("fork", "exec") or launches() == before, "no VMM was there"
 
 
 def kill_while_running(tags, first):
@@ -897,6 +901,21 @@ def leave_while_running():
         assert "two" in c.vm.StateMessage
 
 
+def wait_for_the_next():
+    """A VMM that connects anew finds nobody listening until there is a virtiofsd to wait for, so it outlives a daemon that dies before."""
+    with shares_case("share.scope", "hang", start=True) as c:
+        c.vm.wait_log(b"TINY-UP")
+        c.fire(c.vm.reset_async)
+        without = lambda: [tag for tag in ("one", "two") if not share_pids(tag)]
+        wait_for(lambda: len(without()) == 1, 20, "the other one", poll=0.02)
+        with socket.socket(socket.AF_UNIX) as s:
+            assert s.connect_ex(f"/run/vmunit/vms/{c.vm.Id}/shares/{without()[0]}") in (errno.ECONNREFUSED, errno.ENOENT)
+        kill_daemon()
+        wait_for(lambda: c.vm.console_log().count(b"TINY-UP") == 2, 30, "the reset", poll=0.05)
+        c.call = None
+        c.expect("Running")
+
+
 if SHARES:
     for step in ("fork", "exec", "connect") + (("boot",) if BACKEND == "qemu" else ()):
         for tag in ("one", "two"):
@@ -912,6 +931,7 @@ if SHARES:
         lambda: kill_without_daemon(("one", "two"), True))
     if BACKEND == "cloud-hypervisor":
         test("a virtiofsd leaves its VMM for nothing", timeout=90)(leave_while_running)
+        test("the daemon dies before a fresh virtiofsd is there", timeout=90)(wait_for_the_next)
 for case in cases:
     test(f"{case[0]} {case[1]} ({case[2].__name__.removeprefix('op_')})", timeout=60)(lambda case=case: run_case(*case))
 

@@ -380,6 +380,7 @@ elif mode == "garbage":
     accept().sendall(b"x" * 4096)
 elif mode == "mute":
     peer = accept()
+    open("/share/accepted", "w").close()
 elif mode == "leaves":
     with open("/share/times", "a") as f:
         f.write("x")
@@ -591,6 +592,52 @@ def _():
         crashed(vm, "one")
         assert not alive(leader)
         gather([reset])
+
+
+def reset_by(vm, whom):
+    """Begins a reset of the guest: by a call, which ends with the VMM, or by itself."""
+    if whom == "itself":
+        type_in(vm, b"r")
+        return None
+    return vm.reset_async()
+
+
+@test("a virtiofsd that dies in the middle of a reset, for which its VMM gives up: it is told of the first cause", timeout=120,
+      not_on={"qemu": "its virtiofsds are not replaced"})
+def _():
+    for whom, silent in (("caller", False), ("itself", False), ("caller", True), ("itself", True)):
+        with fake_virtiofsd(), vm_of(shared("one", "two")) as vm:
+            vm.start()
+            vm.wait_log(b"TINY-UP")
+            with open(f"{ROOT}/two/mode", "w", encoding="utf-8") as f:
+                f.write("mute")
+            call = reset_by(vm, whom)
+            wait_for(lambda: os.path.exists(f"{ROOT}/two/accepted"), poll=0.02)
+            victims, leader = unit_pids(scope(vm, "two")), vm.LeaderPID
+            helper = next(pid for pid in victims if program_of(pid) == "vmunit-exec")
+            with stopped_process(helper) if silent else contextlib.nullcontext():   # then nobody tells how it has ended
+                os.kill(max(victims), signal.SIGKILL)
+                crashed(vm, "two")
+            assert not call or call.error, "the reset was not done"
+            wait_exit(leader)
+            all_gone(vm, "one", "two")
+
+
+@test("a VMM that gives up in the middle of a reset for another reason is not its virtiofsds' fault", timeout=60,
+      not_on={"qemu": "its virtiofsds are not replaced"})
+def _():
+    disk = f"{ROOT}/reset.raw"
+    for whom, reason in (("caller", "vmm-failed"), ("itself", "vmm-crashed")):
+        with open(disk, "wb") as f:
+            f.truncate(1 << 20)
+        with vm_of(shared("one", "two", disks=[{"name": "data0", "path": disk}])) as vm:
+            vm.start()
+            vm.wait_log(b"TINY-UP")
+            os.truncate(disk, 0)                # it is opened anew
+            reset_by(vm, whom)
+            vm.wait_state("Error")
+            assert words(vm) == ("Error", reason), (words(vm), vm.last_output())
+            all_gone(vm, "one", "two")
 
 
 @test("a start that hangs for a virtiofsd to which its VMM connects names the share", timeout=60, not_on={"qemu": "it is given the connection"})
