@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # suite: timeout=1800 disk all
-"""The host reboots, in good order and by a reset, while VMs run: nothing is lost, and who should run runs again."""
+"""The host reboots, in good order and by a reset, while VMs run: nothing is lost, and who should run runs again, with its shares."""
 
 import os
 import sqlite3
@@ -12,6 +12,18 @@ from vmunit_test import *
 
 FACTS = "/var/lib/vmunit-test.json"             # what a boot tells the next one
 CONF = "/etc/vmunit/vmunit.conf.d/reboot.conf"
+DISK = "/srv/vmunit-disk"                       # the bed's, as it is: its root is an overlay, which can't be idmapped
+SHARE = DISK + "/share"
+# For the daemon there have to be shares when it starts what a boot starts. No udev knows of the disk, so no mount unit can wait for it.
+MOUNT = f"""[Unit]
+Before=vmunitd.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=mount -t ext4 /dev/vda {DISK}
+[Install]
+WantedBy=multi-user.target
+"""
 
 manager = Manager()
 
@@ -58,6 +70,33 @@ def deafen(name):
     with vm.open_console() as console:
         console.send(b"s")
         read_until(console.fileno(), b"s")
+
+
+def mount_disk():
+    os.makedirs(DISK)
+    with open("/etc/systemd/system/vmunit-disk.service", "w") as f:
+        f.write(MOUNT)
+    systemctl("daemon-reload")
+    systemctl("enable", "--now", "vmunit-disk.service")
+    os.mkdir(SHARE)
+
+
+def write_share(text):
+    with open(SHARE + "/file", "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def check_share(text):
+    """Its virtiofsd has the directory with what was written before as its root; the guest has no driver for it."""
+    scope = f"vmunit-{escape('shared')}-fs-data.scope"
+    assert unit_property(scope, "Slice") == VM("shared").Slice
+    seen = []
+    for pid in unit_pids(scope):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/root/file") as f:
+            seen.append(f.read())
+    assert seen and set(seen) == {text}, (seen, unit_pids(scope))
 
 
 def facts_now():
@@ -128,17 +167,21 @@ def check_states(**wanted):
 
 # Boot 1
 
-@test("boot 1: VMs run, one with autostart, one deaf to the button")
+@test("boot 1: VMs run, two with autostart, one of them with a share, one deaf to the button")
 def _():
     configure("")
+    mount_disk()
     systemctl("enable", "vmunitd.service")
     start_daemon()
     for name, over in {"plain": {"labels": {"a": "ö"}}, "auto": {"autostart": True}, "never": {},
-                       "deaf": {"stopTimeout": "3s"}, "dead": {}, "held": {}}.items():
+                       "deaf": {"stopTimeout": "3s"}, "dead": {}, "held": {},
+                       "shared": {"autostart": True, "filesystems": [{"tag": "data", "source": SHARE}]}}.items():
         manager.create(name, definition(**over))
-    start("plain", "auto", "deaf")
+    write_share("one")
+    start("plain", "auto", "deaf", "shared")
     deafen("deaf")
-    check_states(plain="Running", auto="Running", deaf="Running", never="Stopped", dead="Stopped", held="Stopped")
+    check_states(plain="Running", auto="Running", deaf="Running", shared="Running", never="Stopped", dead="Stopped", held="Stopped")
+    check_share("one")
     keep(facts_now())
 
 
@@ -154,12 +197,15 @@ def _():
     check_kept()
 
 
-@test("each VM was stopped in good order, the deaf one by force; that with autostart runs again", boot=2)
+@test("each VM was stopped in good order, the deaf one by force; those with autostart run again, the share with its VM", boot=2)
 def _():
-    runs = check_states(plain="Stopped stopped", deaf="Stopped stop-forced", auto="Running", never="Stopped", dead="Stopped",
-                        held="Stopped")
-    assert runs == {"plain": 1, "deaf": 1, "auto": 2}, runs
+    runs = check_states(plain="Stopped stopped", deaf="Stopped stop-forced", auto="Running", shared="Running", never="Stopped",
+                        dead="Stopped", held="Stopped")
+    assert runs == {"plain": 1, "deaf": 1, "auto": 2, "shared": 2}, runs
     assert b"POWERBTN" in VM("plain").console_log(), VM("plain").console_log()
+    stops = [e[4] for e in manager.events(vm=VM("shared").Id, limit=1000) if e[4] in ("stopping", "stopped", "error")]
+    assert stops == ["stopping", "stopped"], stops
+    check_share("one")
 
 
 @test("they can be started; one is paused, one crashes", boot=2)
@@ -169,6 +215,7 @@ def _():
     os.kill(VM("dead").pid, signal.SIGKILL)
     VM("dead").wait_state("Error")
     wait_unit_gone(VM("dead").Unit)
+    write_share("two")
     keep(facts_now())
 
 
@@ -185,11 +232,12 @@ def _():
     check_kept()
 
 
-@test("what ran is Stopped because of the reboot, what was in Error still is; that with autostart runs again", boot=3)
+@test("what ran is Stopped because of the reboot, what was in Error still is; those with autostart run again, the share with its VM", boot=3)
 def _():
-    runs = check_states(plain="Stopped host-reboot", held="Stopped host-reboot", dead="Error vmm-crashed", auto="Running",
+    runs = check_states(plain="Stopped host-reboot", held="Stopped host-reboot", dead="Error vmm-crashed", auto="Running", shared="Running",
                         deaf="Stopped stop-forced", never="Stopped")
-    assert runs == {"plain": 2, "held": 1, "dead": 1, "auto": 3, "deaf": 1}, runs
+    assert runs == {"plain": 2, "held": 1, "dead": 1, "auto": 3, "shared": 3, "deaf": 1}, runs
+    check_share("two")
 
 
 @test("they can be started again; OnBoot=resume", boot=3)
@@ -213,20 +261,22 @@ def reboot_without_daemon():
 @test("vmunit-guests.service has stopped them, those that began last first, though the daemon had just died", boot=4)
 def _():
     events = [(e[3], e[4], e[6].get("reason")) for e in manager.events(after=kept()["event"], limit=1000)]
-    assert [name for name, kind, _ in events if kind == "stopping"] == ["deaf", "dead", "plain", "auto"], events
+    stopping = [name for name, kind, _ in events if kind == "stopping"]
+    assert stopping[:3] == ["deaf", "dead", "plain"] and sorted(stopping[3:]) == ["auto", "shared"], events
     assert ("deaf", "stopped", "stop-forced") in events, events
-    assert {name for name, kind, reason in events if (kind, reason) == ("stopped", "stopped")} == {"dead", "plain", "auto"}, events
+    assert {name for name, kind, reason in events if (kind, reason) == ("stopped", "stopped")} == {"dead", "plain", "auto", "shared"}, events
 
 
 @test("with OnBoot=resume those run again that a shutdown of the host has stopped, and no others", boot=4)
 def _():
     check_kept()
-    check_states(plain="Running", auto="Running", dead="Running", deaf="Running", held="Stopped stopped", never="Stopped")
+    check_states(plain="Running", auto="Running", shared="Running", dead="Running", deaf="Running", held="Stopped stopped", never="Stopped")
+    check_share("two")
 
 
 @test("all stop and go, and nothing is left of them", boot=4)
 def _():
-    gather([vm.stop_async() for vm in map(VM, ("plain", "auto", "dead"))])
+    gather([vm.stop_async() for vm in map(VM, ("plain", "auto", "shared", "dead"))])
     VM("deaf").kill()
     check_usage()
     manager.remove_all()
