@@ -95,6 +95,13 @@ static bool says_not_created(unsigned status, const char *body) {
         return (status == 404 || status == 500) && strstr(body, "VM is not created");
 }
 
+/* The thread of its API outlives those that would do something, and says so until the process ends. */
+static int answer_error(int error, unsigned status, const char *body) {
+        if (error == 0 && status == 500 && strstr(body, "on a closed channel"))
+                return -EPIPE;
+        return http_vmm_error(error, status);
+}
+
 /* -EBADMSG if that is no answer to vm.info. */
 static int state_from_answer(unsigned status, const char *body, size_t size, VMMState *ret) {
         static const VMMStateName table[] = {
@@ -110,7 +117,9 @@ static int state_from_answer(unsigned status, const char *body, size_t size, VMM
                 *ret = VMM_STATE_NOT_STARTED;
                 return 0;
         }
-        if (status != 200 || json_parse_bounded(body, size, &o) < 0)
+        if (status != 200)
+                return answer_error(0, status, body) == -EPIPE ? -EPIPE : -EBADMSG;
+        if (json_parse_bounded(body, size, &o) < 0)
                 return -EBADMSG;
         name = json_get_string(o, "state", NULL);
         if (!name)
@@ -319,7 +328,7 @@ static void on_answer(void *userdata, int error, unsigned status, const char *bo
         if (ch->vmm.freed)
                 return;
 
-        r = http_vmm_error(error, status);
+        r = answer_error(error, status, body);
         already = r == -EREMOTEIO && done_already(op, status, body);
         if (already) {
                 r = 0;
@@ -375,7 +384,7 @@ static void on_counters(void *userdata, int error, unsigned status, const char *
         size_t n = 0;
         int r;
 
-        r = error == -ECANCELED && !call->vmm->freed ? -EPIPE : http_vmm_error(error, status);
+        r = error == -ECANCELED && !call->vmm->freed ? -EPIPE : answer_error(error, status, body);
         if (r >= 0)
                 r = json_parse_bounded(body, size, &o);
         if (r >= 0 && !counters)

@@ -165,6 +165,34 @@ def _():
         assert vm.StateReason == ENDS[1]
 
 
+@test("an older version, whose answers have another form", not_on=dict.fromkeys(("qemu", "firecracker"), "it has none that differ"))
+def _():
+    old = "/usr/local/lib/vmunit-test/cloud-hypervisor-"
+    os.makedirs(os.path.dirname(old), exist_ok=True)
+    for version in ("40", "50"):
+        shutil.copy2(os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib", "cloud-hypervisor-model"), old + version)
+        with configured(**{KEY: old + version}), vm_of(tiny_definition()) as vm:
+            wait_idle()
+            vm.start()
+            vm.wait_log(b"TINY-UP")
+            for _ in range(2):
+                vm.pause()
+                assert vm.State == "Paused"
+            for _ in range(2):
+                vm.resume()
+                assert vm.State == "Running"
+            assert vm.stats()
+            vm.reset()
+            wait_for(lambda: times_on(vm, b"TINY-UP") == 2, poll=0.02)
+            type_in(vm, b"r")
+            wait_for(lambda: times_on(vm, b"TINY-UP") == 3, poll=0.02)
+            assert words(vm) == ("Running", ""), words(vm)
+            kill_daemon()
+            assert words(vm) == ("Running", ""), words(vm)
+            vm.stop()
+            assert words(vm) == ("Stopped", "stopped"), words(vm)
+
+
 @test("a guest that resets itself, by the board or by a triple fault, runs on, with an event",
       not_on={"firecracker": "it ends when its guest resets"})
 def _():

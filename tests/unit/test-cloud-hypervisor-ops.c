@@ -210,6 +210,8 @@ static void test_connect(void) {
                 { 200, "VM is not created", -EBADMSG },
                 { 404, "[\"Not Found\"]", -EBADMSG },
                 { 500, "[\"Error from API\",\"The VM info is not available\",\"VM is migrating\"]", -EBADMSG },
+                { 500, "[\"Error from API\",\"API response receive error\",\"receiving on a closed channel\"]", -EPIPE },
+                { 500, "sending on a closed channel", -EPIPE },
                 { 503, "{ \"error\": \"Too many open connections\" }", -EBADMSG },
                 { 200, "", -EBADMSG },
                 { 200, "{\"state\":7}", -EBADMSG },
@@ -376,6 +378,29 @@ static void test_idempotence_failed(void) {
         is_str(f.log, "vm.pause ", "… without another question");
         is_int(f.heard.n[VMM_EVENT_PAUSED], 0, "… and it stays failed");
         fake_stop(&f);
+}
+
+/* Its guest has ended, and so will it. */
+static void test_ending(void) {
+        _cleanup_free_ char *text = http(500, "[\"Error from API\",\"API request send error\",\"sending on a closed channel\"]");
+        Fake f;
+
+        for (unsigned i = 0; i < 4; i++) {
+                fake_up(&f, i == 1 ? "Paused" : "Running");
+                f.call = ((const char *[]) { "vm.pause", "vm.info", "vm.power-button", "vm.counters" })[i];
+                f.answer = text;
+                if (i == 0)
+                        (void) CH.pause(f.heard.vmm, on_reply, &f.heard);
+                else if (i == 1)
+                        (void) CH.resume(f.heard.vmm, on_reply, &f.heard);
+                else if (i == 2)
+                        (void) CH.power_button(f.heard.vmm, on_reply, &f.heard);
+                else
+                        (void) CH.counters(f.heard.vmm, on_counters, &f.heard);
+                ok(wait_for(&f, f.heard.n_replies), "%s of one that ends is answered", f.call);
+                is_int(f.heard.last_reply, -EPIPE, "… as by one that has ended");
+                fake_stop(&f);
+        }
 }
 
 /* An answer of success, and what the state says about it */
@@ -843,6 +868,7 @@ int main(void) {
         test_bad_servers();
         test_idempotence();
         test_idempotence_failed();
+        test_ending();
         test_success();
         test_boot();
         test_words();
