@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=400 sanitized backends=qemu,firecracker,cloud-hypervisor
+# suite: timeout=400 sanitized=qemu,firecracker backends=qemu,firecracker,cloud-hypervisor
 """A VMM that misbehaves costs its own VM at most: the caller is told at once, nothing is left, others go on."""
 
 import os

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=400 sanitized backends=qemu,firecracker,cloud-hypervisor
+# suite: timeout=400 sanitized=qemu,cloud-hypervisor-model backends=qemu,firecracker,cloud-hypervisor
 """The daemon dies in each state of its VMs, and what happens meanwhile: the next one finds all as it is."""
 
 import os
