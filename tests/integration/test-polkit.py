@@ -54,7 +54,7 @@ dave = User("dave")                             # without a session
 mallory = User("mallory")                       # whom rules forbid all
 root = User("root")
 CALLERS = {"root": root, "alice": alice, "bob": bob, "carol": carol, "dave": dave, "mallory": mallory}
-OWNERS = {"root": root, "alice": alice, "bob": bob}
+OWNERS = {"root": root, "alice": alice, "bob": bob, "carol": carol, "dave": dave}
 
 
 def definition(**over):
@@ -85,20 +85,22 @@ def outcome(call):
 
 # The table
 
-# What callers may do to VMs of root, alice and bob, without a password.
+# What callers may do without a password, to VMs of root, alice, bob, carol and dave: an owner needs none, from any session or none.
 Y, P, N = "yes", "password", "no"
-OTHERS = {"carol": (P, P, P), "dave": (P, P, P), "mallory": (N, N, N)}
-WHO = {                 #   root's alice's bob's
-    "everybody":       {name: (Y, Y, Y) for name in CALLERS},
-    "manage":          {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, P, Y), **OTHERS},
-    "manage: stop":    {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, Y, Y), **OTHERS},
-    "manage: update":  {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (Y, P, Y), **OTHERS},   # of root's VMs it takes host-resources
-    "console":         {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, Y, Y), **OTHERS},
-    "inspect":         {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (Y, Y, Y), **OTHERS},
-    "host-resources":  {"root": (Y, Y, Y), "alice": (P, P, P), "bob": (Y, P, P), **OTHERS},
-    "create":          {"root": (Y, Y, Y), "alice": (P, Y, P), "bob": (P, P, P), **OTHERS},   # for others it takes host-resources
-    "create: more":    {"root": (Y, Y, Y), "alice": (P, P, P), "bob": (P, P, P), **OTHERS},
-    "configure":       {"root": (Y, Y, Y), "alice": (P, P, P), "bob": (Y, Y, Y), **OTHERS},
+ALL, ASKED, NONE = (Y,) * 5, (P,) * 5, (N,) * 5
+OTHERS = {"carol": (P, P, P, Y, P), "dave": (P, P, P, P, Y), "mallory": NONE}
+STRANGERS = {"carol": ASKED, "dave": ASKED, "mallory": NONE}
+WHO = {
+    "everybody":       {name: ALL for name in CALLERS},
+    "manage":          {"root": ALL, "alice": (P, Y, P, P, P), "bob": (P, P, Y, P, P), **OTHERS},
+    "manage: stop":    {"root": ALL, "alice": (P, Y, P, P, P), "bob": (P, Y, Y, P, P), **OTHERS},
+    "manage: update":  {"root": ALL, "alice": (P, Y, P, P, P), "bob": (Y, P, Y, P, P), **OTHERS},    # of root's VMs it takes host-resources
+    "console":         {"root": ALL, "alice": (P, Y, P, P, P), "bob": (P, Y, Y, P, P), **OTHERS},
+    "inspect":         {"root": ALL, "alice": (P, Y, P, P, P), "bob": ALL, **OTHERS},
+    "host-resources":  {"root": ALL, "alice": ASKED, "bob": (Y, P, P, P, P), **STRANGERS},
+    "create":          {"root": ALL, "alice": (P, Y, P, P, P), "bob": ASKED, **STRANGERS},           # for others it takes host-resources
+    "create: more":    {"root": ALL, "alice": ASKED, "bob": ASKED, **STRANGERS},
+    "configure":       {"root": ALL, "alice": ASKED, "bob": ALL, **STRANGERS},
 }
 # What a user has no right to, whoever's the VM is
 MORE = {
