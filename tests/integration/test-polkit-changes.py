@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
-from vmunit_beds import launcher_stopped
+from vmunit_beds import fake_vmm
 from vmunit_users import *
 
 test = polkit_test
@@ -78,6 +78,7 @@ def _():
             assert his.definition() == before and before["cpus"] == 1
     finally:
         restart_polkit()
+        manager.remove_all()
 
 
 RULE = """polkit.addRule(function(action, subject) {
@@ -209,21 +210,21 @@ def _():
 
 @test("a job that is over when the answer comes can't be canceled, nor is another of its VM", timeout=90)
 def _():
-    with Agent(dave, "later") as agent, vm_of(root, "busy") as vm:
-        with launcher_stopped():
-            first = vm.start_async()
-            job = wait_for(lambda: vm.job)
-            with asked(agent, MANAGE, job.path, JOB, "Cancel", "a{sv}", {}) as called:
-                job.cancel()
-                with expect_error("Canceled"):
-                    first.result()
-                second = vm.start_async()
-                other = wait_for(lambda: vm.job)
-            with expect_error("UnknownObject"):
-                called.result()
-            assert vm.job.path == other.path != job.path and not second.done
-        second.result()
-        assert vm.State == "Running"
+    with fake_vmm("hang", StartTimeoutSec="1h"), Agent(dave, "later") as agent, vm_of(root, "busy") as vm:
+        first = vm.start_async()
+        job = wait_for(lambda: vm.job)
+        with asked(agent, MANAGE, job.path, JOB, "Cancel", "a{sv}", {}) as called:
+            job.cancel()
+            with expect_error("Canceled"):
+                first.result()
+            second = vm.start_async()
+            other = wait_for(lambda: vm.job)
+        with expect_error("UnknownObject"):
+            called.result()
+        assert vm.job.path == other.path != job.path and not second.done
+        vm.kill()
+        with expect_error("Canceled"):
+            second.result()
 
 
 run()
