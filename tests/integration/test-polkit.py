@@ -229,7 +229,7 @@ def vm_outcomes(owner, number, what):
             vm.wait_gone()
 
 
-@test("the table: who may call what of whose VM", timeout=240)
+@test("the table: who may call what of whose VM", timeout=400)
 def _():
     wrong, n = [], 0
     with polkit_rules(BOBS_RULES):
@@ -244,7 +244,7 @@ def _():
     manager.remove_all()
 
 
-@test("the table: who may cancel whose job", timeout=180)
+@test("the table: who may cancel whose job", timeout=300)
 def _():
     with hanging(), polkit_rules(BOBS_RULES):
         for number, owner in enumerate(OWNERS):
@@ -256,7 +256,7 @@ def _():
                         assert seen == Y or vm.State == "Starting", (name, owner)
 
 
-@test("the table: who may create a VM for whom, and with what", timeout=240)
+@test("the table: who may create a VM for whom, and with what", timeout=400)
 def _():
     wrong = []
     with polkit_rules(BOBS_RULES):
