@@ -29,11 +29,11 @@ def told():
                for s in signals)
 
 
-def put(path, says):
+def put(path, says, mode=0o755):
     """A program that says so when it is asked for its version, put there at once, as packages do."""
     with open(path + ".new", "w", encoding="utf-8") as f:
         f.write(f"#!/bin/sh\n{says}\n")
-    os.chmod(path + ".new", 0o755)
+    os.chmod(path + ".new", mode)
     os.rename(path + ".new", path)
 
 
@@ -101,6 +101,10 @@ def _():
         put(PROGRAM, "echo Firecracker v1.10.0-dev")            # an upgrade
         wait_for(lambda: info()["Version"] == "1.10.0-dev", what="the new version")
         assert info()["Usable"] and told() > seen, info()
+        put(PROGRAM, "echo Firecracker v1.12.0", 0o775)         # whose group is root's, but who knows for how long
+        wait_for(lambda: "can be written by others than root" in info()["Reason"], what="its mode")
+        with vm_of(fc()) as vm, expect_error("BackendUnavailable", "can be written by others than root"):
+            vm.start()
     wait_for(lambda: info()["Version"] == "1.12.1", what="the real one")
     assert daemon_pid() == pid
     with vm_of(fc()) as vm:

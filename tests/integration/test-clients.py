@@ -92,7 +92,7 @@ def _():
             for _ in range(3):
                 answered()
             with contextlib.suppress(Timeout):
-                wait_for(lambda: unread(client) >= before + 95 * whole, 0.5, poll=0.05)
+                wait_for(lambda: unread(client) >= before + 95 * whole, 3, poll=0.05)
             held = unread(client) < before + 95 * whole
         assert held and unread(client) < 32 * MIB, unread(client)
         found = client.answers(serials)
