@@ -227,6 +227,25 @@ for backend in ("qemu", "firecracker", "cloud-hypervisor"):
             judge(place, text)
 
 
+@test("in the place of a VMM memory beyond its VM's limit is not to be had", timeout=150)
+def _():
+    with scene("qemu", "qemu", resources={"MemoryMax": "100M"}) as (program, vm):
+        with open(program, "ab") as f:
+            f.write(b"fill-mib=200\n")
+        limited = manager.create("victim-limited", definition("qemu", f"{ROOT}/disk", resources={"MemoryMax": "100M"}), start=True)
+        try:
+            assert unit_property(limited.Slice, "MemoryMax") == str(100 << 20)
+            enforced = os.path.exists(unit_cgroup(limited.Slice) + "/memory.max")
+        finally:
+            limited.remove(force=True)
+            limited.wait_gone()
+        if not enforced:
+            raise Skip("this box has no memory controller, so its slice's MemoryMax= is set and holds nobody; vm/limits does it")
+        with expect_error("BackendFailed"):
+            vm.start()
+        assert "FILLS anonymous" in vm.last_output() and "FILLED" not in vm.last_output(), vm.last_output()
+
+
 for owner in (0, 65534):
     @test(f"in the place of a virtiofsd nothing works but what it is for: {'a user' if owner else 'root'}'s share", timeout=150)
     def _(uid=owner):

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -190,6 +191,36 @@ static int print_version(const char *program) {
         return puts("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)") < 0;
 }
 
+/* Memory of its own, and of nobody's who could be blamed for it, each as much as it was told; says when it has all of it. */
+static int fill_memory(size_t n) {
+        static const char *const kinds[] = { "anonymous", "memfd" };
+        pid_t pids[2];
+        bool all = true;
+
+        for (size_t i = 0; i < 2; i++) {
+                (void) dprintf(STDERR_FILENO, "FILLS %s\n", kinds[i]);
+                pids[i] = fork();
+                if (pids[i] == 0) {
+                        int fd = i == 0 ? -1 : memfd_create("fill", MFD_CLOEXEC);
+                        char *p;
+
+                        if (fd >= 0 && ftruncate(fd, (off_t) n) < 0)
+                                _exit(EXIT_FAILURE);
+                        p = mmap(NULL, n, PROT_READ | PROT_WRITE, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+                        if (p == MAP_FAILED)
+                                _exit(EXIT_FAILURE);
+                        memset(p, 0xff, n);
+                        _exit(EXIT_SUCCESS);
+                }
+        }
+        for (size_t i = 0; i < 2; i++) {
+                int status = -1;
+
+                all = pids[i] > 0 && waitpid(pids[i], &status, 0) == pids[i] && status == 0 && all;
+        }
+        return all && dprintf(STDERR_FILENO, "FILLED\n") > 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
 int main(int argc, char *argv[]) {
         const char *program = (const char *) getauxval(AT_EXECFN);
 
@@ -205,6 +236,8 @@ int main(int argc, char *argv[]) {
         }
         read_facts(program);
         starter = getppid();
+        if (fact_number("fill-mib") > 0)
+                return fill_memory((size_t) fact_number("fill-mib") << 20);
         if (strstr(program, "virtiofsd"))
                 out = open("/share/results", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
         brief = strstr(program, "passt");

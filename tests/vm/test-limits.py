@@ -4,6 +4,7 @@
 """Limits that the kernel enforces: `resources`, out of memory, the counters, the slice of all VMs."""
 
 import os
+import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
@@ -186,6 +187,24 @@ def _():
         tell(vm, "end")
         call_.result()
         assert vm.State == "Running"
+
+
+@test("a program in the VMM's place that fills memory is killed at its VM's limit; the daemon, the launcher and others go on", timeout=240)
+def _():
+    program = f"{FIFOS}/intruder"
+    shutil.copy(os.path.join(os.environ["VMUNIT_BUILD"], "tests", "intruder", "intruder"), program)
+    with open(program, "ab") as f:
+        f.write(b"\nFACTS OF THE HOST\nfill-mib=200\n")
+    with a_vm("other") as other:
+        before = other.pid, daemon_pid(), launcher_pid()
+        for limit, filled in (("900M", True), ("100M", False)):
+            with a_vm("intruder-" + limit.lower(), {"MemoryMax": limit, "TasksMax": 40}, start=False) as vm:
+                with expect_error("BackendFailed"):
+                    vm.start()
+                said = vm.last_output()
+                assert "FILLS anonymous" in said and ("FILLED" in said) == filled, said
+                assert (vm.State, vm.StateReason) == ("Stopped", "start-failed"), (vm.State, vm.StateReason)
+            assert (other.pid, daemon_pid(), launcher_pid()) == before and other.State == "Running"
 
 
 @test("a VM with a restart policy comes back after it was oom-killed")
