@@ -189,7 +189,7 @@ def _():
         assert vm.State == "Running"
 
 
-@test("a program in the VMM's place that fills memory is killed at its VM's limit; the daemon, the launcher and others go on", timeout=240)
+@test("a program in the VMM's place that fills memory is killed at its VM's limit; the daemon, the launcher and others go on", timeout=480)
 def _():
     program = f"{FIFOS}/intruder"
     shutil.copy(os.path.join(os.environ["VMUNIT_BUILD"], "tests", "intruder", "intruder"), program)
