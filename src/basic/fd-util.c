@@ -203,7 +203,7 @@ ssize_t recv_with_fds(int sock, void *p, size_t n, int *fds, size_t *n_fds) {
                 return -errno;
 
         take_fds(&mh, fds, room, &got, &lost);
-        if ((mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || lost) {
+        if ((mh.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || lost || (k == 0 && got > 0)) { /* no bytes are the end to who asks */
                 close_many(fds, got);
                 return mh.msg_flags & MSG_TRUNC ? -EMSGSIZE : -EBADMSG;
         }

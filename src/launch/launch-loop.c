@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <linux/loop.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 
 #include "basic/fd-util.h"
@@ -30,7 +31,8 @@ static int take_free(int control, int image, bool readonly) {
                 return -errno;
         (void) snprintf(path, sizeof(path), "/dev/loop%d", k);
         device = open(path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC);
-        if (device < 0)
+        /* As long as this is open, udev does not look into it: whatever a guest has written there is no file system of the host's. */
+        if (device < 0 || flock(device, LOCK_EX) < 0)
                 return -errno;
         r = configure(device, image, readonly);
         return r < 0 ? r : TAKE_FD(device);

@@ -78,8 +78,9 @@ static bool fds_valid(const Request *r, size_t n_vmm, StartKind kind, const char
         return !share || n_vmm > 0;
 }
 
-static bool id_valid(uint32_t id) {
-        return id > VM_IDS_BASE && id < VM_IDS_BASE + SHARE_IDS;
+/* A VMM has an even one, what stands beside it the odd one after that. */
+static bool id_valid(uint32_t id, bool vmm) {
+        return id > VM_IDS_BASE && id < VM_IDS_BASE + SHARE_IDS && (id - VM_IDS_BASE) % 2 == !vmm;
 }
 
 /* One id of the VMs' block for a user's, all of the next block for root's */
@@ -88,12 +89,13 @@ static bool share_valid(const ShareRequest *s) {
                 return false;
         if (s->count == SHARE_IDS)
                 return s->base == VM_IDS_BASE + SHARE_IDS && s->uid == 0 && s->gid == 0;
-        return s->count == 1 && id_valid(s->base) && s->uid != 0 &&
+        return s->count == 1 && id_valid(s->base, false) && s->uid != 0 &&
                 s->uid != (uint32_t) -1 && s->gid != (uint32_t) -1;
 }
 
 static bool network_valid(const NetworkRequest *n) {
-        return n->id > NETWORK_IDS_BASE && n->id < NETWORK_IDS_BASE + SHARE_IDS && n->low_ports <= 1 && n->reserved == 0 && (n->resolver == 0 || ntohl(n->resolver) >> 24 == 127);
+        return n->id > NETWORK_IDS_BASE && n->id < NETWORK_IDS_BASE + SHARE_IDS && n->low_ports <= 1 && n->reserved == 0 &&
+               (n->resolver == 0 || ntohl(n->resolver) >> 24 == 127);
 }
 
 /* How each fd of a VMM is shown, and nothing behind them; others' are not. */
@@ -107,7 +109,7 @@ static bool vmm_valid(const VMMRequest *v, size_t n_fds, bool vmm) {
                         return false;
         if (!vmm)
                 return v->id == 0 && v->rights == 0;
-        return id_valid(v->id) && (v->id - VM_IDS_BASE) % 2 == 0;
+        return id_valid(v->id, true);
 }
 
 static bool argv_valid(const char *argv, size_t size) {

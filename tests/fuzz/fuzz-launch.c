@@ -73,7 +73,7 @@ static void check_taken(const StartRequest *q, size_t size, size_t n_fds) {
         if (share) {
                 bool one = q->share.count == 1;
 
-                fuzz_assert(one ? is_vms(q->share.base) : q->share.count == SHARE_IDS && q->share.base == VM_IDS_BASE + SHARE_IDS);
+                fuzz_assert(one ? is_vms(q->share.base) && q->share.base % 2 != VM_IDS_BASE % 2 : q->share.count == SHARE_IDS && q->share.base == VM_IDS_BASE + SHARE_IDS);
                 fuzz_assert(one == (q->share.uid != 0) && q->share.uid != UINT32_MAX && q->share.gid != UINT32_MAX);
         } else
                 fuzz_assert(q->share.base == 0 && q->share.count == 0 && q->share.uid == 0 && q->share.gid == 0);

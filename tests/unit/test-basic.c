@@ -166,6 +166,11 @@ static void test_sockets(void) {
         n = 1;
         check(recv_with_fds(pair[1], buf, sizeof(buf), got, &n) == 1 && n == 1 && (fcntl(got[0], F_GETFD) & FD_CLOEXEC));
         close_many(got, 1);
+        is_int(send_with_fds(pair[0], "", 0, fds, 1), 0, "an fd with no bytes is sent");
+        n = 1;
+        got[0] = -EBADF;
+        is_int(recv_with_fds(pair[1], buf, sizeof(buf), got, &n), -EBADMSG, "… and is refused, for it looks like the end");
+        is_int(got[0], -EBADF, "… and not kept");
         close_many(fds, 2);
         close_many(pair, 2);
 }

@@ -268,7 +268,7 @@ static const Wrong wrongs[] = {
         { REQUEST_SHARE, FIELD(StartRequest, argv_size), -EINVAL, VALUES(0, sizeof(ARGUMENTS) - 1, UINT32_MAX) },
         { REQUEST_SHARE, FIELD(StartRequest, kind), -EINVAL, VALUES(START_PIPES, START_TTY, _START_KIND_MAX) },
         { REQUEST_SHARE, FIELD(StartRequest, share.base), -EINVAL,
-          VALUES(0, OWNER, VM_IDS_BASE - 1, VM_IDS_BASE, VM_IDS_BASE + SHARE_IDS, UINT32_MAX) },
+          VALUES(0, OWNER, VM_IDS_BASE, VM_IDS_BASE + 8, VM_IDS_BASE + SHARE_IDS, UINT32_MAX) },
         { REQUEST_SHARE, FIELD(StartRequest, share.count), -EINVAL, VALUES(0, 2, SHARE_IDS, UINT32_MAX) },
         { REQUEST_SHARE, FIELD(StartRequest, share.uid), -EINVAL, VALUES(0, UINT32_MAX) },
         { REQUEST_SHARE, FIELD(StartRequest, share.gid), -EINVAL, VALUES(UINT32_MAX) },

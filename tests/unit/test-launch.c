@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <limits.h>
 #include <linux/loop.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 
@@ -440,6 +441,7 @@ static void test_protocol(void) {
                 many[i] = null;
         is_int(exchange(&o, sizeof(o), many, ELEMENTSOF(many), &reply, sizeof(reply)), sizeof(reply), "open: with fds");
         is_int(reply.error, -EINVAL, "by -EINVAL");
+        is_int(exchange("", 0, many, ELEMENTSOF(many), &reply, sizeof(reply)), 0, "fds alone: closed");
         safe_close(null);
 }
 
@@ -487,7 +489,7 @@ static bool is_free(const char *path, ino_t image) {
 }
 
 static void test_loop(void) {
-        int image, ro;
+        int image, ro, other;
         char path[64];
         struct stat st;
         Got g;
@@ -505,6 +507,9 @@ static void test_loop(void) {
         ok(fstat(g.fd, &st) == 0 && S_ISBLK(st.st_mode) && lseek(g.fd, 0, SEEK_END) == 1 << 20, "an image as a block device");
         (void) snprintf(path, sizeof(path), "/dev/loop%u", minor(st.st_rdev));
         ok(pwrite(g.fd, "other", 5, 0) == 5 && fsync(g.fd) == 0, "which is written to");
+        other = open(path, O_RDONLY | O_CLOEXEC);
+        ok(other >= 0 && flock(other, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK, "nobody looks for a file system in it as long as it is used");
+        safe_close(other);
         safe_close(image);
         image = g.fd;
         is_int(try_loop(ro, true, &g), -EAGAIN, "and by nobody else");
