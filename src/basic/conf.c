@@ -408,7 +408,7 @@ static int apply_file(Config *c, const char *path) {
 
 static const char *const dropin_dirs[] = {
         "/usr/lib/vmunit/vmunit.conf.d",
-        "/run/vmunit/vmunit.conf.d",
+        "/run/vmunit.conf.d", /* what is below /run/vmunit is the daemon's, and what the launcher reads must not be */
         SYSCONFDIR "/vmunit/vmunit.conf.d",
 };
 

@@ -30,7 +30,7 @@ typedef enum UserLimit {
 } UserLimit;
 
 /* vmunit.conf: systemd's INI style, one section [VMUnit]. Read from /etc/vmunit/vmunit.conf, then drop-ins
- * vmunit.conf.d/NAME.conf below /usr/lib/vmunit, /run/vmunit and /etc/vmunit, in the order of their names; one of the same name
+ * vmunit.conf.d/NAME.conf below /usr/lib/vmunit, /run and /etc/vmunit, in the order of their names; one of the same name
  * in a later directory replaces the earlier. The daemon and the launcher read the same. */
 typedef struct Config {
         char *program[_PROGRAM_MAX];    /* QEMU=, CloudHypervisor=, Firecracker=, VirtioFSD=, Passt=: absolute path, NULL:

@@ -59,7 +59,7 @@ typedef enum StartKind { START_PIPES, START_TTY, START_SHARE, START_NETWORK, _ST
 /* The ids of the host that a virtiofsd has as 0, 1… in its user namespace, and who owns on disk what its 0 makes; more than one: the
  * owners on disk are 0, 1…, too. */
 typedef struct ShareRequest {
-        uint32_t base, count;   /* uids and gids, one, VM_IDS_BASE + 2 * n + 1, or all of root's: SHARE_IDS */
+        uint32_t base, count;   /* uids and gids: one, VM_IDS_BASE + 2 * n + 1, or all of root's: SHARE_IDS */
         uint32_t uid, gid;
         uint32_t readonly;      /* 0 or 1 */
         uint32_t reserved;      /* 0 */

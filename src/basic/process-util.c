@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -70,4 +71,8 @@ int place_fds(const int *fds, size_t n) {
                 if (dup2(high[i], 3 + (int) i) < 0)
                         return -errno;
         return close_range(3 + (unsigned) n, ~0U, 0) < 0 ? -errno : 0;
+}
+
+int become_id(uid_t id) {
+        return setgroups(0, NULL) < 0 || setresgid(id, id, id) < 0 || setresuid(id, id, id) < 0 ? -errno : 0;
 }

@@ -21,3 +21,6 @@ int no_memory_in_core_dumps(void);
 
 /* fds become 3, 4, 5…, stay open at exec, and nothing behind them is left. At most 256. */
 int place_fds(const int *fds, size_t n);
+
+/* Takes an id for uid and gid, and no group, for good. */
+int become_id(uid_t id);

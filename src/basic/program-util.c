@@ -8,6 +8,7 @@
 
 #include "basic/cap-util.h"
 #include "basic/fd-util.h"
+#include "basic/launch-protocol.h"
 #include "basic/process-util.h"
 #include "basic/program-util.h"
 #include "basic/string-util.h"
@@ -103,14 +104,18 @@ int program_find(const Config *config, uint32_t program, char ret_path[static PA
 static _Noreturn void run_version(const char *path, int out) {
         char *argv[] = { (char *) path, (char *) "--version", NULL };
         char *env[] = { (char *) "PATH=/usr/local/bin:/usr/bin:/bin", (char *) "LC_ALL=C", NULL };
-        int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        int null = open("/dev/null", O_RDWR | O_CLOEXEC), program;
 
-        (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-        if (null < 0 || dup2(null, 0) < 0 || dup2(out, 1) < 0 || dup2(null, 2) < 0 || place_fds(NULL, 0) < 0 ||
-            cap_confine(0) < 0)
+        if (null < 0 || dup2(null, 0) < 0 || dup2(out, 1) < 0 || dup2(null, 2) < 0 || place_fds(NULL, 0) < 0)
                 _exit(127);
+        program = open(path, O_PATH | O_CLOEXEC);
+        if (program < 0 || cap_bounding_set(0) < 0 || become_id(VM_IDS_BASE) < 0 || cap_confine(0) < 0)
+                _exit(127);
+        (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* last, for a change of ids would undo it */
         reset_signals();
         (void) execve(path, argv, env);
+        (void) fcntl(program, F_SETFD, 0); /* a script is read by that name */
+        (void) execveat(program, "", argv, env, AT_EMPTY_PATH); /* below a directory that is root's alone */
         _exit(127);
 }
 

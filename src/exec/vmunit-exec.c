@@ -4,7 +4,6 @@
  * the VMM's exit status. It lives as long as the VMM; the VMM dies with it. */
 
 #include <fcntl.h>
-#include <grp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
@@ -233,10 +232,12 @@ static void execute(pid_t pid, int sync) {
 /* From here on nothing here is worth a right. It has the child's uid, or the kernel would not kill that when this process ends; the child,
  * whose PID namespace it is not in, does not reach here. */
 static int drop_rights(void) {
-        if (setgroups(0, NULL) < 0 || setresgid(walls.id, walls.id, walls.id) < 0 || setresuid(walls.id, walls.id, walls.id) < 0 ||
-            prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
-                return -errno;
-        return cap_set(0);
+        int r;
+
+        r = become_id(walls.id);
+        if (r >= 0 && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+                r = -errno;
+        return r < 0 ? r : cap_set(0);
 }
 
 static void write_exit(pid_t pid) {

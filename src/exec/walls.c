@@ -11,6 +11,7 @@
 
 #include "basic/cap-util.h"
 #include "basic/fd-util.h"
+#include "basic/process-util.h"
 #include "exec/loopback.h"
 #include "exec/view.h"
 
@@ -77,10 +78,6 @@ static int mount_proc(void) {
         return mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0 ? -errno : 0;
 }
 
-static int become(uid_t id) {
-        return setgroups(0, NULL) < 0 || setresgid(id, id, id) < 0 || setresuid(id, id, id) < 0 ? -errno : 0;
-}
-
 static int enter_share(const Walls *w) {
         int r;
 
@@ -89,7 +86,7 @@ static int enter_share(const Walls *w) {
                 return r;
         if (setgroups(0, NULL) < 0 || setns(w->userns, CLONE_NEWUSER) < 0)
                 return -errno;
-        return become(0);
+        return become_id(0);
 }
 
 /* Passt itself goes on to a user namespace of its own, when it listens. */
@@ -102,7 +99,7 @@ static int enter_network(const Walls *w) {
         if (r >= 0 && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
                 r = -errno;
         if (r >= 0)
-                r = become(w->id);
+                r = become_id(w->id);
         if (r < 0)
                 return r;
         return w->network->low_ports ? cap_set_ambient(CAP_NET_BIND_SERVICE) : cap_set(0);
@@ -128,7 +125,7 @@ static int enter_vmm(const Walls *w) {
         if (r >= 0)
                 r = cap_bounding_set(0);
         if (r >= 0)
-                r = become(w->id);
+                r = become_id(w->id);
         return r < 0 ? r : cap_set(0);
 }
 

@@ -29,7 +29,7 @@ SECCOMP = "Possible seccomp violation ====\nSyscall number: 219 "
 manager = Manager()
 DATABASE = "/var/lib/vmunit/vmunit.db"
 FAKE = "/usr/local/lib/fake-vmm"                # a VMM sees /usr of the host, and what is there now
-CONF = "/run/vmunit/vmunit.conf.d"
+CONF = "/run/vmunit.conf.d"
 FOR_EVER = 2**64 - 1
 PATIENCE = 4 if SANITIZED else 1                # what upper limits of times are multiplied by
 _names = (f"vm{n}" for n in itertools.count())

@@ -234,16 +234,17 @@ static void test_dropins(void) {
         clear();
         put("/etc/vmunit/vmunit.conf", "[VMUnit]\nEventsMax=1\nQEMU=/main\n");
         put("/usr/lib/vmunit/vmunit.conf.d/10-a.conf", "[VMUnit]\nEventsMax=2\nFirecracker=/usr\n");
-        put("/run/vmunit/vmunit.conf.d/20-b.conf", "[VMUnit]\nEventsMax=3\n");
+        put("/run/vmunit.conf.d/20-b.conf", "[VMUnit]\nEventsMax=3\n");
         put("/etc/vmunit/vmunit.conf.d/10-a.conf", "[VMUnit]\nEventsMax=4\n");
         put("/etc/vmunit/vmunit.conf.d/30-c.conf.bak", "[VMUnit]\nEventsMax=5\n");
         put("/etc/vmunit/vmunit.conf.d/.40-d.conf", "[VMUnit]\nEventsMax=6\n");
-        put("/run/vmunit/vmunit.conf.d/05-e.conf", "[VMUnit]\nConsoleLogMaxBytes=x\n");
+        put("/run/vmunit.conf.d/05-e.conf", "[VMUnit]\nConsoleLogMaxBytes=x\n");
+        put("/run/vmunit/vmunit.conf.d/50-f.conf", "[VMUnit]\nEventsMax=7\nQEMU=/daemons\n"); /* which the daemon may write, and the launcher would read */
         c = load(&log);
         is_int(c->events_max, 3, "the last by name wins, wherever it is");
         is_str(c->program[PROGRAM_FIRECRACKER], NULL, "one in /etc replaces that of /usr whole");
         is_str(c->program[PROGRAM_QEMU], "/main", "what drop-ins do not name stays");
-        is_str(log, "/run/vmunit/vmunit.conf.d/05-e.conf:2: ConsoleLogMaxBytes=x is not valid, expected a size from 4K to 1G; ignored\n",
+        is_str(log, "/run/vmunit.conf.d/05-e.conf:2: ConsoleLogMaxBytes=x is not valid, expected a size from 4K to 1G; ignored\n",
                "warnings name the drop-in");
 }
 

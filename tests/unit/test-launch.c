@@ -184,6 +184,16 @@ static void try_program(const char *name, int want, const char *what) {
         launch_call_free(g.call);
 }
 
+/* Which is asked by nobody: whoever may write the configuration still runs nothing as root. */
+static void try_version(const char *what) {
+        Got g = {};
+
+        must(launch_probe(loop, PROGRAM_QEMU, true, PATIENCE, on_probe, &g, &g.call) == 0);
+        run_until(&g.done, 1);
+        is_str(g.probe.version, "Fake?VMM 1.0", "a program %s", what);
+        launch_call_free(g.call);
+}
+
 static void test_program(void) {
         must(chmod(bed_path("fake-vmm"), 0722) == 0);
         try_program("fake-vmm", -EPERM, "that others may write");
@@ -197,6 +207,10 @@ static void test_program(void) {
         try_program("fake-vmm", -EPERM, "in a directory that others may write");
         must(chmod(bed, 0755) == 0);
         try_program("fake-vmm", 0, "as it should be");
+        try_version("… and says what it is");
+        must(chmod(bed, 0700) == 0);
+        try_version("below a directory that others may not enter");
+        must(chmod(bed, 0755) == 0);
 }
 
 /* What is running behind a probe that hangs; -1: it has not come so far */
@@ -227,7 +241,7 @@ static void test_cancel(void) {
 
 static pid_t start_hanging(Got *g) {
         *g = (Got) {};
-        (void) unlink(bed_path("hang-vmm.pid"));
+        bed_write("hang-vmm.pid", "", 0666); /* it is nobody */
         must(launch_probe(loop, PROGRAM_CLOUD_HYPERVISOR, true, PATIENCE, on_probe, g, &g->call) == 0);
         (void) eventually(hung_pid() > 0);
         return hung_pid();
