@@ -6,7 +6,9 @@
 
 #include <errno.h>
 #include <linux/filter.h>
+#include <linux/netlink.h>
 #include <linux/sched.h>
+#include <netinet/in.h>
 #include <seccomp.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -29,7 +31,7 @@ static const char *const denied[] = {
         "swapoff", "swapon", "syslog", "uselib", "userfaultfd", "vhangup", "vmsplice",
 };
 
-/* What else a virtiofsd has no use for; and both not for unshare(2) and clone(2) with the flags below */
+/* What else a virtiofsd has no use for; and all not for unshare(2) and clone(2) with the flags below */
 static const char *const denied_to_virtiofsd[] = { "mount", "pivot_root", "umount", "umount2" };
 /* What else a VMM has no use for. To the kernel it is the owner of an image that is shown to it
  * by an idmapped mount, and so could make of it, on the host's disk, a program that others run with the owner's rights. */
@@ -37,11 +39,10 @@ static const char *const denied_to_vmms[] = {
         "chmod", "chown", "chroot", "fchmod", "fchmodat", "fchown", "fchownat", "fremovexattr", "fsetxattr", "lchown", "link", "linkat",
         "lremovexattr", "lsetxattr", "mknod", "mknodat", "mount", "pivot_root", "removexattr", "setxattr", "umount", "umount2",
 };
-/* Of the same kinds, and younger than some libseccomp: fchmodat2, setxattrat, removexattrat, open_tree_attr, file_setattr. All
- * architectures have these numbers. */
-static const int denied_numbers[] = { 452, 463, 466, 467, 469 };
-/* statmount, listmount: what mountinfo tells, of the host's paths, without a /proc */
-static const int mount_numbers[] = { 457, 458 };
+/* Younger than some libseccomp. All architectures have these numbers. fchmodat2, setxattrat, removexattrat, file_setattr: as above */
+static const int numbers_denied_to_vmms[] = { 452, 463, 466, 469 };
+/* open_tree_attr; and statmount, listmount: what mountinfo tells, of the host's paths, without a /proc */
+static const int denied_numbers[] = { 467, 457, 458 };
 /* TIOCSTI, TIOCLINUX: what is typed at a terminal. FS_IOC_SETFLAGS, and its 32-bit twin, FS_IOC_FSSETXATTR: as above. All of loop devices,
  * which want no right: one would stay behind. The kernel looks at 32 bits alone. */
 static const unsigned long ioctls[][2] = { { 0x5412, ~0U }, { 0x541c, ~0U }, { 0x40086602, ~0U }, { 0x40046602, ~0U }, { 0x401c5820, ~0U },
@@ -50,12 +51,18 @@ static const unsigned long namespaces[] = {
         CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET,
 };
 
+/* Those that a passt shuts itself in by. A network of its own would have rules of nftables, and who makes them is at parts of the kernel where
+ * ways out are found year after year. */
+#define PASST_NAMESPACES (CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID)
+
 #define N(array) (sizeof(array) / sizeof(*(array)))
 
-static int deny_namespaces(scmp_filter_ctx f) {
+static int deny_namespaces(scmp_filter_ctx f, unsigned long allowed) {
         int r = 0;
 
         for (size_t i = 0; r >= 0 && i < N(namespaces); i++) {
+                if (namespaces[i] & allowed)
+                        continue;
                 r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 1, SCMP_A0(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]));
                 if (r >= 0)
                         r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1,
@@ -112,6 +119,18 @@ static int print_filter(scmp_filter_ctx f) {
         return 0;
 }
 
+/* Neither protocols with higher numbers (SCTP, UDP-Lite, MPTCP), for which modules are loaded, and which do not ask loopback.c's programs; nor
+ * sockets of packets, which may be SCTP, too */
+static int deny_protocols(scmp_filter_ctx f, int family, int highest) {
+        int r;
+
+        r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPROTONOSUPPORT), SCMP_SYS(socket), 2, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t) family, 0),
+                             SCMP_A2(SCMP_CMP_GT, (scmp_datum_t) highest, 0));
+        return r < 0 ? r : seccomp_rule_add(f, SCMP_ACT_ERRNO(EPROTONOSUPPORT), SCMP_SYS(socket), 2,
+                                            SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t) family, 0),
+                                            SCMP_A1(SCMP_CMP_MASKED_EQ, SOCK_SEQPACKET & ~SOCK_STREAM, SOCK_SEQPACKET & ~SOCK_STREAM));
+}
+
 /* AF_UNIX, AF_INET and AF_INET6 are the lowest in use; AF_VSOCK, which is in no namespace, is among the others. A passt is in the host's
  * network, where all can speak to abstract sockets, and has no use for IPv6. */
 static int deny_sockets(scmp_filter_ctx f, bool vmm, bool passt) {
@@ -122,6 +141,13 @@ static int deny_sockets(scmp_filter_ctx f, bool vmm, bool passt) {
                 if (family != AF_INET)
                         r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1,
                                              SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t) family, 0));
+        if (r >= 0 && (vmm || passt))
+                r = deny_protocols(f, AF_INET, IPPROTO_UDP);
+        if (r >= 0 && (vmm || passt))
+                r = deny_protocols(f, highest, vmm ? IPPROTO_UDP : NETLINK_ROUTE);
+        if (r >= 0 && passt) /* by which it would be 127.0.0.1 to who hears it */
+                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(setsockopt), 2, SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffffUL, IPPROTO_IP),
+                                     SCMP_A2(SCMP_CMP_MASKED_EQ, 0xffffffffUL, IP_MULTICAST_IF));
         return r;
 }
 
@@ -132,11 +158,11 @@ static int fill(scmp_filter_ctx f, bool vmm, bool passt) {
         if (r >= 0)
                 r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : passt ? 0 : deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
         if (r >= 0)
-                r = deny_numbers(f, mount_numbers, N(mount_numbers));
-        if (r >= 0 && vmm)
                 r = deny_numbers(f, denied_numbers, N(denied_numbers));
-        if (r >= 0 && !passt)
-                r = deny_namespaces(f);
+        if (r >= 0 && vmm)
+                r = deny_numbers(f, numbers_denied_to_vmms, N(numbers_denied_to_vmms));
+        if (r >= 0)
+                r = deny_namespaces(f, passt ? PASST_NAMESPACES : 0);
         if (r >= 0 && vmm)
                 r = deny_ioctls(f);
         if (r >= 0 && vmm) /* whoever opens an image that is leased has to wait */

@@ -33,7 +33,7 @@ NEEDS = {"module": "sys_module", "module-file": "sys_module", "module-unload": "
          "limit-queues": "sys_resource", "pipe-size": "sys_resource", "clock-set": "sys_time", "time-set": "sys_time", "disk-priority": "sys_nice",
          "real-time": "sys_nice", "priority": "sys_nice"}
 CAPS = {"sys_module": 16, "sys_rawio": 17, "sys_nice": 23, "sys_resource": 24, "sys_time": 25, "syslog": 34}
-NO_SUCH_CALL = {"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT"}
+NO_SUCH_CALL = {"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"}
 # How many descriptors are given: standard streams, sockets, kernel and disk
 FDS = {"qemu": 6, "firecracker": 7, "cloud-hypervisor": 7, "virtiofsd": 4}
 # What a virtiofsd is given, for it is root of a user namespace and shuts itself in: its own processes in /proc, rights that count in its namespace
@@ -43,7 +43,7 @@ VIRTIOFSD = set("""proc-self proc-environ-of-1 proc-root-of-1 proc-memory proc-m
 ROOTS_VIRTIOFSD = VIRTIOFSD | set("socket-forged other-vms-id groups file-id".split())
 # A passt is in the host's network, but for 127.0.0.0/8, has a resolv.conf, and shuts itself in by a user namespace.
 PASST = set("""proc-self proc-environ-of-1 proc-root-of-1 proc-memory proc-mounts proc-keys list-etc unshare-user clone-user clone-high-bits
-    connect-host datagram-host interface-up socket-netlink socket-netlink-events socket-netlink-audit has-bounding-set""".split())
+    connect-host datagram-host interface-up socket-netlink has-bounding-set""".split())
 manager = Manager()
 outside = {}
 

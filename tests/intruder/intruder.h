@@ -49,3 +49,4 @@ static inline int outcome(long result) {
 #define NR_STATMOUNT 457
 #define NR_LISTMOUNT 458
 #define NR_SETXATTRAT 463
+#define NR_OPEN_TREE_ATTR 467

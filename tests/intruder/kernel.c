@@ -49,6 +49,8 @@ static int unshare_ipc(const char *arg) { return leaves(CLONE_NEWIPC); }
 static int unshare_uts(const char *arg) { return leaves(CLONE_NEWUTS); }
 static int unshare_cgroup(const char *arg) { return leaves(CLONE_NEWCGROUP); }
 static int unshare_time(const char *arg) { return leaves(CLONE_NEWTIME); }
+/* Whose root it would be, and so may ask more of the kernel than anybody else */
+static int unshare_user_network(const char *arg) { return leaves(CLONE_NEWUSER | CLONE_NEWNET); }
 
 /* The high half of the flags is none of clone(2)'s business. */
 static int clone_user(const char *arg) {
@@ -126,6 +128,11 @@ static int picks_file_system(const char *arg) {
 
 static int clones_tree(const char *arg) {
         return outcome(syscall(NR_OPEN_TREE, AT_FDCWD, "/", 1 /* OPEN_TREE_CLONE */));
+}
+
+/* By this one as by that one. To open wants no right. */
+static int opens_tree_attr(const char *arg) {
+        return outcome(syscall(NR_OPEN_TREE_ATTR, AT_FDCWD, "/", 0, NULL, 0));
 }
 
 /* -ENOENT: it went as far as to look for it. */
@@ -339,6 +346,7 @@ const Attempt kernel_attempts[] = {
         { "unshare-uts", unshare_uts, NULL },
         { "unshare-cgroup", unshare_cgroup, NULL },
         { "unshare-time", unshare_time, NULL },
+        { "unshare-user-network", unshare_user_network, NULL },
         { "clone-user", clone_user, NULL },
         { "clone-high-bits", clone_high, NULL },
         { "clone3-user", clone3_user, NULL },
@@ -355,6 +363,7 @@ const Attempt kernel_attempts[] = {
         { "fsopen", opens_file_system, NULL },
         { "fspick", picks_file_system, NULL },
         { "open-tree", clones_tree, NULL },
+        { "open-tree-attr", opens_tree_attr, NULL },
         { "move-mount", moves_mount, NULL },
         { "mount-setattr", sets_mount, NULL },
         { "bpf", loads_bpf, NULL },

@@ -102,6 +102,13 @@ static int opens(int family, int type, int protocol) {
 static int netlink_route(const char *arg) { return opens(AF_NETLINK, SOCK_RAW, 0); }
 static int netlink_events(const char *arg) { return opens(AF_NETLINK, SOCK_RAW, 15); }
 static int netlink_audit(const char *arg) { return opens(AF_NETLINK, SOCK_RAW, 9); }
+static int netlink_filter(const char *arg) { return opens(AF_NETLINK, SOCK_RAW, 12); }
+/* To open one loads it. Who is asked about connections (BPF) is not asked about these. */
+static int sctp(const char *arg) { return opens(AF_INET, SOCK_STREAM, IPPROTO_SCTP); }
+static int udplite(const char *arg) { return opens(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE); }
+static int mptcp(const char *arg) { return opens(AF_INET, SOCK_STREAM, IPPROTO_MPTCP); }
+static int mptcp6(const char *arg) { return opens(AF_INET6, SOCK_STREAM, IPPROTO_MPTCP); }
+static int sequenced(const char *arg) { return opens(AF_INET, SOCK_SEQPACKET, 0); }
 static int packets(const char *arg) { return opens(AF_PACKET, SOCK_RAW, htons(3)); }
 static int raw(const char *arg) { return opens(AF_INET, SOCK_RAW, IPPROTO_TCP); }
 static int raw6(const char *arg) { return opens(AF_INET6, SOCK_RAW, IPPROTO_ICMPV6); }
@@ -157,6 +164,12 @@ const Attempt network_attempts[] = {
         { "socket-netlink", netlink_route, NULL },
         { "socket-netlink-events", netlink_events, NULL },
         { "socket-netlink-audit", netlink_audit, NULL },
+        { "socket-netlink-filter", netlink_filter, NULL },
+        { "socket-sctp", sctp, NULL },
+        { "socket-udplite", udplite, NULL },
+        { "socket-mptcp", mptcp, NULL },
+        { "socket-mptcp6", mptcp6, NULL },
+        { "socket-sequenced", sequenced, NULL },
         { "socket-packet", packets, NULL },
         { "socket-raw", raw, NULL },
         { "socket-raw6", raw6, NULL },
