@@ -17,6 +17,7 @@
 
 #define INSN(c, dst, src, offset, value) { .code = (c), .dst_reg = (dst), .src_reg = (src), .off = (offset), .imm = (int32_t) (value) }
 #define LOAD(dst, src, offset) INSN(BPF_LDX | BPF_MEM | BPF_W, dst, src, offset, 0)
+#define LOAD_POINTER(dst, src, offset) INSN(BPF_LDX | BPF_MEM | BPF_DW, dst, src, offset, 0)
 #define STORE(dst, offset, src) INSN(BPF_STX | BPF_MEM | BPF_W, dst, src, offset, 0)
 #define STORE_VALUE(dst, offset, value) INSN(BPF_ST | BPF_MEM | BPF_W, dst, 0, offset, value)
 #define SET(dst, value) INSN(BPF_ALU64 | BPF_MOV | BPF_K, dst, 0, 0, value)
@@ -25,6 +26,7 @@
 #define ADD(dst, value) INSN(BPF_ALU64 | BPF_ADD | BPF_K, dst, 0, 0, value)
 #define JUMP_EQUAL(dst, value, offset) INSN(BPF_JMP32 | BPF_JEQ | BPF_K, dst, 0, offset, value)
 #define JUMP_OTHER(dst, value, offset) INSN(BPF_JMP32 | BPF_JNE | BPF_K, dst, 0, offset, value)
+#define JUMP_SAME(dst, src, offset) INSN(BPF_JMP32 | BPF_JEQ | BPF_X, dst, src, offset, 0)
 #define JUMP_SET(dst, offset) INSN(BPF_JMP | BPF_JNE | BPF_K, dst, 0, offset, 0)
 #define SET_MAP(dst, map) INSN(BPF_LD | BPF_DW | BPF_IMM, dst, BPF_PSEUDO_MAP_FD, 0, map), INSN(0, 0, 0, 0, 0)
 #define CALL(function) INSN(BPF_JMP | BPF_CALL, 0, 0, 0, function)
@@ -33,6 +35,9 @@
 #define ADDRESS offsetof(struct bpf_sock_addr, user_ip4)
 #define PORT offsetof(struct bpf_sock_addr, user_port)
 #define PROTOCOL offsetof(struct bpf_sock_addr, protocol)
+#define MESSAGE_SOURCE offsetof(struct bpf_sock_addr, msg_src_ip4)
+#define SOCKET offsetof(struct bpf_sock_addr, sk)
+#define SOCKET_SOURCE offsetof(struct bpf_sock, src_ip4)
 #define FIRST_OCTET htonl(0xff000000)
 #define NET_127 htonl(0x7f000000)
 
@@ -61,15 +66,26 @@ static int load(const struct bpf_insn *code, size_t n, unsigned attach_type) {
         return bpf(BPF_PROG_LOAD, &attr);
 }
 
-/* May it connect or send there? 1: it may */
+/* May it connect or send there? 1: it may. Nothing that leaves comes from there, and nothing from where a message says and its socket is not:
+ * what comes back in would be noted as somebody else's. */
 static int load_check(int map, uint32_t resolver, unsigned attach_type) {
+        bool message = attach_type == BPF_CGROUP_UDP4_SENDMSG;
         const struct bpf_insn code[] = {
                 MOVE(BPF_REG_6, BPF_REG_1),
+                LOAD_POINTER(BPF_REG_1, BPF_REG_6, SOCKET),
+                LOAD(BPF_REG_9, BPF_REG_1, SOCKET_SOURCE),
+                LOAD(BPF_REG_2, message ? BPF_REG_6 : BPF_REG_1, message ? MESSAGE_SOURCE : SOCKET_SOURCE),
+                JUMP_SAME(BPF_REG_2, BPF_REG_9, 2),
+                AND(BPF_REG_2, FIRST_OCTET),
+                JUMP_EQUAL(BPF_REG_2, NET_127, 21),                     /* to the refusal */
                 LOAD(BPF_REG_7, BPF_REG_6, ADDRESS),
-                JUMP_EQUAL(BPF_REG_7, 0, 16),                           /* to the refusal */
+                JUMP_EQUAL(BPF_REG_7, 0, 19),                           /* to the refusal */
                 MOVE(BPF_REG_2, BPF_REG_7),
                 AND(BPF_REG_2, FIRST_OCTET),
-                JUMP_OTHER(BPF_REG_2, NET_127, 15),                     /* to the permission */
+                JUMP_EQUAL(BPF_REG_2, NET_127, 3),
+                AND(BPF_REG_9, FIRST_OCTET),
+                JUMP_EQUAL(BPF_REG_9, NET_127, 14),                     /* to the refusal */
+                JUMP_OTHER(BPF_REG_9, NET_127, 15),                     /* to the permission */
                 LOAD(BPF_REG_8, BPF_REG_6, PORT),
                 JUMP_OTHER(BPF_REG_7, resolver, 1),
                 JUMP_EQUAL(BPF_REG_8, htons(DNS_PORT), 12),

@@ -271,6 +271,7 @@ def _():
 
 HOSTILE = r"""#!/usr/bin/python3 -I
 import os, socket, sys
+LAN = "192.0.2.1"
 if sys.argv[1:] == ["--version"]:
     print("passt 2025_05_03.587980c")
     sys.exit()
@@ -292,6 +293,31 @@ asked.bind(("127.0.0.1", 2311))
 peer = asked.recvfrom(10)[1]
 attempt("answer", lambda: asked.sendto(b"answer", peer) and None)
 attempt("no-answer", lambda: asked.sendto(b"answer", (peer[0], 2310)) and None)
+# Who has heard from a port of 127.0.0.1 may answer; these are ways to hear from another's.
+def bound(address, port):
+    s = udp()
+    s.bind((address, port))
+    s.settimeout(1)
+    return s
+def from_another(sender, receiver, forge):
+    with bound(sender, 2312) as forger, bound(receiver, 2313) as hearer:
+        forge(forger, hearer.getsockname())
+        hearer.recvfrom(10)             # without the address there would be no note
+here = socket.inet_aton("127.0.0.1")
+attempt("forged-cmsg", lambda: from_another("127.0.0.2", LAN, lambda s, to: s.sendmsg([b"x"], [(0, 8, bytes(4) + here + bytes(4))], 0, to)))
+attempt("forged-cmsg-to-peer", lambda: from_another(LAN, LAN, lambda s, to: s.sendmsg([b"x"], [(0, 8, bytes(4) + here + bytes(4))], 0, peer)))
+attempt("forged-bound", lambda: from_another("127.0.0.2", LAN, lambda s, to: s.sendto(b"x", to)))
+attempt("forged-connected", lambda: from_another("127.0.0.2", LAN, lambda s, to: s.connect(to) or s.send(b"x")))
+def by_multicast(s, to):
+    s.setsockopt(0, socket.IP_MULTICAST_IF, here)
+    s.sendto(b"x", to)
+attempt("forged-multicast", lambda: from_another("224.0.0.1", "224.0.0.1", by_multicast))
+def from_127(s):
+    s.bind(("127.0.0.3", 0))
+    s.connect((LAN, 2314))
+attempt("forged-stream", lambda: from_127(inet()))
+attempt("after-forging", lambda: udp().sendto(b"x", ("127.0.0.1", 2312)) and None)
+attempt("lan", lambda: inet().connect((LAN, 2314)))
 attempt("low", lambda: inet().bind(("127.0.0.1", 83)))
 for name, family in (("unix", socket.AF_UNIX), ("inet6", socket.AF_INET6), ("vsock", socket.AF_VSOCK), ("packet", socket.AF_PACKET)):
     attempt(name, lambda: socket.socket(family, socket.SOCK_DGRAM) and None)
@@ -327,13 +353,23 @@ def _():
     os.chmod(program, 0o755)
     with open("/etc/resolv.conf", "w", encoding="ascii") as f:
         f.write("nameserver 127.0.0.53\n")
+    subprocess.run(["ip", "address", "add", "192.0.2.1/32", "dev", "lo"], check=True)
     with contextlib.ExitStack() as stack:
+        stack.callback(subprocess.run, ["ip", "address", "delete", "192.0.2.1/32", "dev", "lo"], check=True)
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             server = stack.enter_context(socket.socket(socket.AF_INET, kind))
             server.bind(("0.0.0.0", 2310))
             server.setblocking(False)
             refused.append(server)
         refused[0].listen()
+        for kind, address in ((socket.SOCK_DGRAM, ("127.0.0.1", 2312)), (socket.SOCK_STREAM, ("192.0.2.1", 2314))):
+            server = stack.enter_context(socket.socket(socket.AF_INET, kind))
+            server.bind(address)
+            server.setblocking(False)
+            if kind == socket.SOCK_DGRAM:
+                refused.append(server)
+            else:
+                server.listen()
         thread = threading.Thread(target=ask_until_answered, daemon=True)
         thread.start()
         with vm_of(networked()) as vm, configured(Passt=program):
@@ -350,10 +386,11 @@ def _():
                 continue
             raise AssertionError(f"{server} was reached")
         thread.join(10)
-        assert not thread.is_alive(), "its answer has come"
+        assert not thread.is_alive(), f"its answer has come: {said}"
     want = {prefix + address: EPERM for prefix in ("", "udp-", "connected-")
             for address in ("127.0.0.1", "127.0.0.9", "127.255.255.254", "0.0.0.0", "127.0.0.53")}
     want |= {"resolver": 0, "other-resolver": EPERM, "answer": 0, "no-answer": EPERM, "low": EACCES, "netlink": 0, "made": EROFS}
+    want |= {"forged-" + way: EPERM for way in ("cmsg", "cmsg-to-peer", "bound", "connected", "multicast", "stream")} | {"after-forging": EPERM, "lan": 0}
     want |= {name: EAFNOSUPPORT for name in ("unix", "inet6", "vsock", "packet")}
     want |= {path: ENOENT for path in ("/etc/shadow", "/run", "/root", "/var")}
     want |= {"etc": "resolv.conf", "pids": "1"}
