@@ -81,6 +81,21 @@ int loop_write(int fd, const void *p, size_t n) {
         return 0;
 }
 
+int loop_pwrite(int fd, const void *p, size_t n, uint64_t at) {
+        for (const char *c = p; n > 0;) {
+                ssize_t k = pwrite(fd, c, n, (off_t) at);
+
+                if (k < 0 && errno == EINTR)
+                        continue;
+                if (k <= 0)
+                        return k < 0 ? -errno : -EIO;
+                c += k;
+                n -= (size_t) k;
+                at += (uint64_t) k;
+        }
+        return 0;
+}
+
 int sockaddr_un_set(struct sockaddr_un *ret, socklen_t *ret_len, const char *path) {
         size_t l = strlen(path);
 

@@ -23,6 +23,7 @@ int read_file_all(const char *path, size_t max, char **ret, size_t *ret_size);
 
 /* Writes all or fails. For files and blocking fds. */
 int loop_write(int fd, const void *p, size_t n);
+int loop_pwrite(int fd, const void *p, size_t n, uint64_t at);
 
 /* unix(7) address; -ENAMETOOLONG when the path does not fit. Gives the length in *ret_len. */
 int sockaddr_un_set(struct sockaddr_un *ret, socklen_t *ret_len, const char *path);

@@ -73,6 +73,15 @@ int place_fds(const int *fds, size_t n) {
         return close_range(3 + (unsigned) n, ~0U, 0) < 0 ? -errno : 0;
 }
 
+int lower_limit(int resource, uint64_t limit) {
+        struct rlimit l;
+
+        if (getrlimit(resource, &l) < 0)
+                return -errno;
+        l.rlim_cur = l.rlim_max = MIN(l.rlim_max, (rlim_t) limit);
+        return setrlimit(resource, &l) < 0 ? -errno : 0;
+}
+
 int become_id(uid_t id) {
         return setgroups(0, NULL) < 0 || setresgid(id, id, id) < 0 || setresuid(id, id, id) < 0 ? -errno : 0;
 }

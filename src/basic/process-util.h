@@ -22,5 +22,8 @@ int no_memory_in_core_dumps(void);
 /* fds become 3, 4, 5…, stay open at exec, and nothing behind them is left. At most 256. */
 int place_fds(const int *fds, size_t n);
 
+/* A resource of setrlimit(2): never more than this, for good. */
+int lower_limit(int resource, uint64_t limit);
+
 /* Takes an id for uid and gid, and no group, for good. */
 int become_id(uid_t id);

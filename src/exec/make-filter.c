@@ -43,10 +43,8 @@ static const char *const denied_to_vmms[] = {
 static const int numbers_denied_to_vmms[] = { 452, 463, 466, 469 };
 /* open_tree_attr; and statmount, listmount: what mountinfo tells, of the host's paths, without a /proc */
 static const int denied_numbers[] = { 467, 457, 458 };
-/* TIOCSTI, TIOCLINUX: what is typed at a terminal. FS_IOC_SETFLAGS, and its 32-bit twin, FS_IOC_FSSETXATTR: as above. All of loop devices,
- * which want no right: one would stay behind. The kernel looks at 32 bits alone. */
-static const unsigned long ioctls[][2] = { { 0x5412, ~0U }, { 0x541c, ~0U }, { 0x40086602, ~0U }, { 0x40046602, ~0U }, { 0x401c5820, ~0U },
-                                           { 0x4c00, 0xffffff00U } };
+/* TIOCSTI, TIOCLINUX: what is typed at a terminal. FS_IOC_SETFLAGS, and its 32-bit twin, FS_IOC_FSSETXATTR: as above */
+static const unsigned long ioctls[] = { 0x5412, 0x541c, 0x40086602, 0x40046602, 0x401c5820 };
 static const unsigned long namespaces[] = {
         CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET,
 };
@@ -57,133 +55,110 @@ static const unsigned long namespaces[] = {
 
 #define N(array) (sizeof(array) / sizeof(*(array)))
 
-static int deny_namespaces(scmp_filter_ctx f, unsigned long allowed) {
-        int r = 0;
+static scmp_filter_ctx filter;
 
-        for (size_t i = 0; r >= 0 && i < N(namespaces); i++) {
+static void must(int r) {
+        if (r >= 0)
+                return;
+        fprintf(stderr, "Cannot make the filter: %s\n", strerror(-r));
+        exit(EXIT_FAILURE);
+}
+
+/* A call, or one with all of these arguments */
+#define DENY(error, nr) must(seccomp_rule_add(filter, SCMP_ACT_ERRNO(error), nr, 0))
+#define DENY_IF(error, nr, ...) \
+        must(seccomp_rule_add(filter, SCMP_ACT_ERRNO(error), nr, N(((struct scmp_arg_cmp[]) { __VA_ARGS__ })), __VA_ARGS__))
+/* The kernel looks at 32 bits alone. */
+#define IS(value) SCMP_CMP_MASKED_EQ, 0xffffffffUL, value
+#define HAS(bits) SCMP_CMP_MASKED_EQ, bits, bits
+
+static void deny_namespaces(unsigned long allowed) {
+        for (size_t i = 0; i < N(namespaces); i++) {
                 if (namespaces[i] & allowed)
                         continue;
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 1, SCMP_A0(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]));
-                if (r >= 0)
-                        r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1,
-                                             SCMP_A0(SCMP_CMP_MASKED_EQ, namespaces[i], namespaces[i]));
+                DENY_IF(EPERM, SCMP_SYS(unshare), SCMP_A0(HAS(namespaces[i])));
+                DENY_IF(EPERM, SCMP_SYS(clone), SCMP_A0(HAS(namespaces[i])));
         }
-        if (r >= 0) /* which clone(2) does not know: there it is part of a signal's number */
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 1, SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_NEWTIME, CLONE_NEWTIME));
-        return r;
+        DENY_IF(EPERM, SCMP_SYS(unshare), SCMP_A0(HAS(CLONE_NEWTIME))); /* which clone(2) does not know: there it is part of a signal's number */
 }
 
-static int deny_numbers(scmp_filter_ctx f, const int numbers[], size_t n) {
-        int r = 0;
-
-        for (size_t i = 0; r >= 0 && i < n; i++)
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), numbers[i], 0);
-        return r;
+static void deny_numbers(const int numbers[], size_t n) {
+        for (size_t i = 0; i < n; i++)
+                DENY(EPERM, numbers[i]);
 }
 
-static int deny_ioctls(scmp_filter_ctx f) {
-        int r = 0;
-
-        for (size_t i = 0; r >= 0 && i < N(ioctls); i++)
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, ioctls[i][1], ioctls[i][0]));
-        return r;
-}
-
-static int deny(scmp_filter_ctx f, const char *const names[], size_t n) {
+static void deny(const char *const names[], size_t n) {
         for (size_t i = 0; i < n; i++) {
                 int r, nr = seccomp_syscall_resolve_name(names[i]);
 
                 if (nr == __NR_SCMP_ERROR) /* newer than this libseccomp, or of another architecture */
                         continue;
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), nr, 0);
-                if (r < 0 && r != -EDOM)
-                        return r;
+                r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), nr, 0);
+                must(r == -EDOM ? 0 : r);
         }
-        return 0;
 }
 
-static int print_filter(scmp_filter_ctx f) {
+static void print_filter(void) {
         struct sock_filter i;
         FILE *t = tmpfile();
-        int r;
 
-        if (!t)
-                return -errno;
-        r = seccomp_export_bpf(f, fileno(t));
-        if (r < 0)
-                return r;
+        must(t ? seccomp_export_bpf(filter, fileno(t)) : -errno);
         rewind(t);
         while (fread(&i, sizeof(i), 1, t) == 1)
                 printf("{ 0x%02x, %u, %u, 0x%08x },\n", i.code, i.jt, i.jf, i.k);
         fclose(t);
-        return 0;
 }
 
 /* Neither protocols with higher numbers (SCTP, UDP-Lite, MPTCP), for which modules are loaded, and which do not ask loopback.c's programs; nor
  * sockets of packets, which may be SCTP, too */
-static int deny_protocols(scmp_filter_ctx f, int family, int highest) {
-        int r;
-
-        r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPROTONOSUPPORT), SCMP_SYS(socket), 2, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t) family, 0),
-                             SCMP_A2(SCMP_CMP_GT, (scmp_datum_t) highest, 0));
-        return r < 0 ? r : seccomp_rule_add(f, SCMP_ACT_ERRNO(EPROTONOSUPPORT), SCMP_SYS(socket), 2,
-                                            SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t) family, 0),
-                                            SCMP_A1(SCMP_CMP_MASKED_EQ, SOCK_SEQPACKET & ~SOCK_STREAM, SOCK_SEQPACKET & ~SOCK_STREAM));
+static void deny_protocols(int family, int highest) {
+        DENY_IF(EPROTONOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_EQ, family), SCMP_A2(SCMP_CMP_GT, highest));
+        DENY_IF(EPROTONOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_EQ, family), SCMP_A1(HAS(SOCK_SEQPACKET & ~SOCK_STREAM)));
 }
 
 /* AF_UNIX, AF_INET and AF_INET6 are the lowest in use; AF_VSOCK, which is in no namespace, is among the others. A passt is in the host's
  * network, where all can speak to abstract sockets, and has no use for IPv6. */
-static int deny_sockets(scmp_filter_ctx f, bool vmm, bool passt) {
-        int highest = passt ? AF_NETLINK : vmm ? AF_INET6 : AF_UNIX, r;
+static void deny_sockets(bool vmm, bool passt) {
+        int highest = passt ? AF_NETLINK : vmm ? AF_INET6 : AF_UNIX;
 
-        r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_GT, (scmp_datum_t) highest, 0));
-        for (int family = 0; r >= 0 && passt && family < highest; family++)
+        DENY_IF(EAFNOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_GT, highest));
+        for (int family = 0; passt && family < highest; family++)
                 if (family != AF_INET)
-                        r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1,
-                                             SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t) family, 0));
-        if (r >= 0 && (vmm || passt))
-                r = deny_protocols(f, AF_INET, IPPROTO_UDP);
-        if (r >= 0 && (vmm || passt))
-                r = deny_protocols(f, highest, vmm ? IPPROTO_UDP : NETLINK_ROUTE);
-        if (r >= 0 && passt) /* by which it would be 127.0.0.1 to who hears it */
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(setsockopt), 2, SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffffUL, IPPROTO_IP),
-                                     SCMP_A2(SCMP_CMP_MASKED_EQ, 0xffffffffUL, IP_MULTICAST_IF));
-        return r;
+                        DENY_IF(EAFNOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_EQ, family));
+        if (vmm || passt) {
+                deny_protocols(AF_INET, IPPROTO_UDP);
+                deny_protocols(highest, vmm ? IPPROTO_UDP : NETLINK_ROUTE);
+        }
+        if (passt) /* by which it would be 127.0.0.1 to who hears it */
+                DENY_IF(EPERM, SCMP_SYS(setsockopt), SCMP_A1(IS(IPPROTO_IP)), SCMP_A2(IS(IP_MULTICAST_IF)));
 }
 
-static int fill(scmp_filter_ctx f, bool vmm, bool passt) {
-        int r;
-
-        r = deny(f, denied, N(denied));
-        if (r >= 0)
-                r = vmm ? deny(f, denied_to_vmms, N(denied_to_vmms)) : passt ? 0 : deny(f, denied_to_virtiofsd, N(denied_to_virtiofsd));
-        if (r >= 0)
-                r = deny_numbers(f, denied_numbers, N(denied_numbers));
-        if (r >= 0 && vmm)
-                r = deny_numbers(f, numbers_denied_to_vmms, N(numbers_denied_to_vmms));
-        if (r >= 0)
-                r = deny_namespaces(f, passt ? PASST_NAMESPACES : 0);
-        if (r >= 0 && vmm)
-                r = deny_ioctls(f);
-        if (r >= 0 && vmm) /* whoever opens an image that is leased has to wait */
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(fcntl), 1, SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffffffUL, 1024 /* F_SETLEASE */));
-        if (r >= 0) /* libc falls back on clone, whose flags can be looked at */
-                r = seccomp_rule_add(f, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
-        return r < 0 ? r : deny_sockets(f, vmm, passt);
+static void fill(bool vmm, bool passt) {
+        deny(denied, N(denied));
+        deny_numbers(denied_numbers, N(denied_numbers));
+        deny_namespaces(passt ? PASST_NAMESPACES : 0);
+        DENY(ENOSYS, SCMP_SYS(clone3)); /* libc falls back on clone, whose flags can be looked at */
+        deny_sockets(vmm, passt);
+        if (!vmm && !passt)
+                deny(denied_to_virtiofsd, N(denied_to_virtiofsd));
+        if (!vmm)
+                return;
+        deny(denied_to_vmms, N(denied_to_vmms));
+        deny_numbers(numbers_denied_to_vmms, N(numbers_denied_to_vmms));
+        for (size_t i = 0; i < N(ioctls); i++)
+                DENY_IF(EPERM, SCMP_SYS(ioctl), SCMP_A1(IS(ioctls[i])));
+        /* All of loop devices, which want no right: one would stay behind. */
+        DENY_IF(EPERM, SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_MASKED_EQ, 0xffffff00UL, 0x4c00));
+        DENY_IF(EPERM, SCMP_SYS(fcntl), SCMP_A1(IS(1024 /* F_SETLEASE */))); /* whoever opens an image that is leased has to wait */
 }
 
 int main(int argc, char *argv[]) {
-        scmp_filter_ctx f = seccomp_init(SCMP_ACT_ALLOW);
-        int r;
-
-        if (!f || argc != 2)
+        filter = seccomp_init(SCMP_ACT_ALLOW);
+        if (!filter || argc != 2)
                 return EXIT_FAILURE;
-        (void) seccomp_attr_set(f, SCMP_FLTATR_CTL_OPTIMIZE, 2);
-        r = fill(f, strcmp(argv[1], "vmm") == 0, strcmp(argv[1], "passt") == 0);
-        if (r >= 0)
-                r = print_filter(f);
-        seccomp_release(f);
-        if (r < 0)
-                fprintf(stderr, "Cannot make the filter: %s\n", strerror(-r));
-        return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+        (void) seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
+        fill(strcmp(argv[1], "vmm") == 0, strcmp(argv[1], "passt") == 0);
+        print_filter();
+        seccomp_release(filter);
+        return EXIT_SUCCESS;
 }

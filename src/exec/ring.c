@@ -1,25 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <unistd.h>
-
+#include "basic/fd-util.h"
 #include "exec/ring.h"
 
-static bool write_at(int fd, const void *p, size_t n, uint64_t at) {
-        while (n > 0) {
-                ssize_t k = pwrite(fd, p, n, (off_t) at);
-
-                if (k < 0 && errno == EINTR)
-                        continue;
-                if (k <= 0)
-                        return false;
-                p = (const char *) p + k;
-                n -= (size_t) k;
-                at += (uint64_t) k;
-        }
-        return true;
-}
-
 static bool write_header(Ring *r) {
-        return write_at(r->fd, &r->header, sizeof(r->header), 0);
+        return loop_pwrite(r->fd, &r->header, sizeof(r->header), 0) >= 0;
 }
 
 void ring_init(Ring *r, int fd, uint64_t size) {
@@ -31,8 +15,8 @@ static bool write_wrapped(Ring *r, const char *p, size_t n, uint64_t position) {
         uint64_t at = position % r->header.size;
         size_t first = (size_t) MIN((uint64_t) n, r->header.size - at);
 
-        return write_at(r->fd, p, first, sizeof(RingHeader) + at) &&
-               write_at(r->fd, p + first, n - first, sizeof(RingHeader));
+        return loop_pwrite(r->fd, p, first, sizeof(RingHeader) + at) >= 0 &&
+               loop_pwrite(r->fd, p + first, n - first, sizeof(RingHeader)) >= 0;
 }
 
 void ring_append(Ring *r, const char *p, size_t n) {

@@ -105,15 +105,6 @@ static int enter_network(const Walls *w) {
         return w->network->low_ports ? cap_set_ambient(CAP_NET_BIND_SERVICE) : cap_set(0);
 }
 
-static int lower_limit(int resource, rlim_t limit) {
-        struct rlimit l;
-
-        if (getrlimit(resource, &l) < 0)
-                return -errno;
-        l.rlim_cur = l.rlim_max = MIN(l.rlim_max, limit);
-        return setrlimit(resource, &l) < 0 ? -errno : 0;
-}
-
 /* Its files in EXEC_SOCKETS_DIR are nobody's to reach but the daemon's, which has no right beyond their modes. */
 static int enter_vmm(const Walls *w) {
         int r;
