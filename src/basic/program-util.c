@@ -2,6 +2,7 @@
 #include <ctype.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <time.h>
@@ -160,6 +161,7 @@ int program_version(const char *path, char *ret, size_t size) {
 
         if (pipe2(p, O_CLOEXEC) < 0)
                 return -errno;
+        (void) unshare(CLONE_NEWPID); /* whom it starts ends with it */
         pid = fork();
         if (pid == 0)
                 run_version(path, p[1]);

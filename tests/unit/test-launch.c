@@ -213,7 +213,7 @@ static void test_program(void) {
         must(chmod(bed, 0755) == 0);
 }
 
-/* What is running behind a probe that hangs; -1: it has not come so far */
+/* A child of what is running behind a probe that hangs; -1: it has not come so far */
 static pid_t hung_pid(void) {
         char *text = NULL;
         pid_t pid = -1;
