@@ -24,7 +24,7 @@
 #define QEMU "/usr/bin/qemu-system-x86_64"
 
 /* What a child says of an attempt that has no errno */
-enum { HUNG = 250, KILLED };
+enum { HUNG = 250, KILLED, NAMESAKE };
 
 pid_t starter;
 
@@ -126,6 +126,11 @@ static int go_outside(void) {
         return unshare(CLONE_NEWNS | CLONE_NEWUTS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ? -errno : 0;
 }
 
+/* In a PID namespace of its own it may have the number that one of those has whom it is to find. */
+static bool is_namesake(pid_t pid) {
+        return pid == fact_number("daemon") || pid == fact_number("launcher") || pid == fact_number("victim") || pid == fact_number("bystander");
+}
+
 static int try_one(const Attempt *a) {
         pid_t pid;
         int status;
@@ -136,6 +141,8 @@ static int try_one(const Attempt *a) {
         if (pid < 0)
                 return HUNG;
         if (pid == 0) {
+                if (is_namesake(getpid()))
+                        _exit(NAMESAKE);
                 if (outside && go_outside() < 0)
                         _exit(HUNG);
                 /* One that hangs has not worked; the parent may be nobody's to kill it. */
@@ -147,7 +154,7 @@ static int try_one(const Attempt *a) {
                 if (errno != EINTR)
                         return HUNG;
         if (WIFEXITED(status))
-                return WEXITSTATUS(status);
+                return WEXITSTATUS(status) == NAMESAKE ? try_one(a) : WEXITSTATUS(status);
         return WTERMSIG(status) == SIGALRM ? HUNG : KILLED;
 }
 
