@@ -99,7 +99,7 @@ def api_socket(identity):
 
 
 def api_request(identity, method, path, body=None):
-    """What a VMM with an HTTP API answers, None if it is empty."""
+    """What a VMM with an HTTP API answers, None if it is empty. One that is about to end has none, or says so."""
     text = json.dumps(body).encode() if body else b""
     more = f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n" if body else ""
     with socket.socket(socket.AF_UNIX) as connection:
@@ -107,10 +107,15 @@ def api_request(identity, method, path, body=None):
         connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode() + text)
         head, data = read_until(connection.fileno(), b"\r\n\r\n").split(b"\r\n\r\n", 1)
         status = int(head.split()[1])
-        assert 200 <= status < 300, (head, data)
         size = next((int(h.split(b":")[1]) for h in head.split(b"\r\n") if h.lower().startswith(b"content-length:")), 0)
         while len(data) < size:
-            data += connection.recv(65536)
+            rest = connection.recv(65536)
+            if not rest:
+                raise ConnectionResetError(head)
+            data += rest
+        if status == 500 and b"on a closed channel" in data:
+            raise ConnectionResetError(data)
+        assert 200 <= status < 300, (head, data)
         return json.loads(data) if data else None
 
 
