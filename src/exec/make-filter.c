@@ -112,8 +112,8 @@ static void print_filter(void) {
 /* Neither protocols with higher numbers (SCTP, UDP-Lite, MPTCP), for which modules are loaded, and which do not ask loopback.c's programs; nor
  * sockets of packets, which may be SCTP, too */
 static void deny_protocols(int family, int highest) {
-        DENY_IF(EPROTONOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_EQ, family), SCMP_A2(SCMP_CMP_GT, highest));
-        DENY_IF(EPROTONOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_EQ, family), SCMP_A1(HAS(SOCK_SEQPACKET & ~SOCK_STREAM)));
+        DENY_IF(EPROTONOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_EQ, family, 0), SCMP_A2(SCMP_CMP_GT, highest, 0));
+        DENY_IF(EPROTONOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_EQ, family, 0), SCMP_A1(HAS(SOCK_SEQPACKET & ~SOCK_STREAM)));
 }
 
 /* AF_UNIX, AF_INET and AF_INET6 are the lowest in use; AF_VSOCK, which is in no namespace, is among the others. A passt is in the host's
@@ -121,10 +121,10 @@ static void deny_protocols(int family, int highest) {
 static void deny_sockets(bool vmm, bool passt) {
         int highest = passt ? AF_NETLINK : vmm ? AF_INET6 : AF_UNIX;
 
-        DENY_IF(EAFNOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_GT, highest));
+        DENY_IF(EAFNOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_GT, highest, 0));
         for (int family = 0; passt && family < highest; family++)
                 if (family != AF_INET)
-                        DENY_IF(EAFNOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_EQ, family));
+                        DENY_IF(EAFNOSUPPORT, SCMP_SYS(socket), SCMP_A0(SCMP_CMP_EQ, family, 0));
         if (vmm || passt) {
                 deny_protocols(AF_INET, IPPROTO_UDP);
                 deny_protocols(highest, vmm ? IPPROTO_UDP : NETLINK_ROUTE);
