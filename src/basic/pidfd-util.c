@@ -61,18 +61,26 @@ int pidfd_get_pid(int pidfd, pid_t *ret) {
         return 0;
 }
 
+/* A file of /proc/PID */
+static int read_of(pid_t pid, const char *file, char **ret) {
+        _cleanup_free_ char *path = strjoinf("/proc/%d/%s", (int) pid, file);
+        int r;
+
+        if (!path)
+                return -ENOMEM;
+        r = read_file_all(path, 64 * 1024, ret, NULL);
+        return r == -ENOENT ? -ESRCH : r;
+}
+
 int pid_euid(pid_t pid, uid_t *ret) {
-        _cleanup_free_ char *path = NULL, *text = NULL;
+        _cleanup_free_ char *text = NULL;
         unsigned euid;
         const char *p;
         int r;
 
-        path = strjoinf("/proc/%d/status", (int) pid);
-        if (!path)
-                return -ENOMEM;
-        r = read_file_all(path, 64 * 1024, &text, NULL);
+        r = read_of(pid, "status", &text);
         if (r < 0)
-                return r == -ENOENT ? -ESRCH : r;
+                return r;
         p = strstr(text, "\nUid:\t");
         if (!p || sscanf(p, "\nUid: %*u %u", &euid) != 1)
                 return -EBADMSG;
@@ -120,16 +128,13 @@ int pidfd_exit_status(int pidfd, int *ret_status) {
 
 /* A field of /proc/PID/stat, proc_pid_stat(5), from the third on. buf: as much of what stands there as it takes */
 static int pid_stat_field(pid_t pid, int number, char *buf, size_t size) {
-        _cleanup_free_ char *path = NULL, *text = NULL;
+        _cleanup_free_ char *text = NULL;
         char *p;
         int r;
 
-        path = strjoinf("/proc/%d/stat", (int) pid);
-        if (!path)
-                return -ENOMEM;
-        r = read_file_all(path, 4096, &text, NULL);
+        r = read_of(pid, "stat", &text);
         if (r < 0)
-                return r == -ENOENT ? -ESRCH : r;
+                return r;
 
         /* The command's name may contain anything, so count from the last parenthesis: field 3 stands behind it. */
         p = strrchr(text, ')');
@@ -159,16 +164,13 @@ bool pid_stopped(pid_t pid) {
 }
 
 int pid_cgroup(pid_t pid, char **ret) {
-        _cleanup_free_ char *path = NULL, *text = NULL;
+        _cleanup_free_ char *text = NULL;
         char *p, *e;
         int r;
 
-        path = strjoinf("/proc/%d/cgroup", (int) pid);
-        if (!path)
-                return -ENOMEM;
-        r = read_file_all(path, 64 * 1024, &text, NULL);
+        r = read_of(pid, "cgroup", &text);
         if (r < 0)
-                return r == -ENOENT ? -ESRCH : r;
+                return r;
 
         p = startswith(text, "0::") ? text : strstr(text, "\n0::");
         if (!p)

@@ -54,14 +54,7 @@ os.execv("{PROGRAM}", ["{os.path.basename(PROGRAM)}"] + sys.argv[1:])
 
 
 def image(name, owner=0, mode=0o600, text=b"of the image "):
-    os.makedirs(PLAIN, exist_ok=True)
-    path = f"{PLAIN}/{name}"
-    with open(path, "wb") as f:
-        f.write(text)
-        f.truncate(SIZE)
-    os.chown(path, owner, owner)
-    os.chmod(path, mode)
-    return path
+    return make_file(f"{PLAIN}/{name}", owner, mode, text, SIZE)
 
 
 def facts(path):

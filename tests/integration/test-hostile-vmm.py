@@ -350,9 +350,14 @@ def _():
 def _():
     with hostile("late-button") as vm:
         vm.start()
+        reboot = vm.reboot_async()
+        wait_for(lambda: "PRESSED" in str(vm.last_output()), 10, "the button", poll=0.02)
         with expect_error("Timeout", "runs on"):
-            vm.reboot()
-        vm.pause()
+            reboot.result()
+        pause = vm.call_async("Pause", "a{sv}", {})
+        wait_for(lambda: vm.Job != "/", 5, "its job", poll=0.01)
+        os.kill(vm.LeaderPID, signal.SIGUSR1)
+        pause.result()
         assert (vm.State, vm.StateReason) == ("Paused", "")
 
 

@@ -25,15 +25,7 @@ def uid(vm):
 
 
 def make(path, owner=0, mode=0o600, text=None):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as f:
-        if text is None:
-            f.truncate(1 << 20)
-        else:
-            f.write(text)
-    os.chown(path, owner, owner)
-    os.chmod(path, mode)
-    return path
+    return make_file(path, owner, mode, text or b"", 0 if text else 1 << 20)
 
 
 def facts(path):

@@ -84,6 +84,19 @@ def words(vm):
     return properties["State"], properties["StateReason"]
 
 
+# Files
+
+def make_file(path, owner=0, mode=0o600, text=b"", size=0):
+    """With its directory: at least so large, the rest of it a hole"""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as f:
+        f.write(text)
+        f.truncate(max(size, len(text)))
+    os.chown(path, owner, owner)
+    os.chmod(path, mode)
+    return path
+
+
 # VMMs
 
 def definitions(**over):
