@@ -25,7 +25,7 @@ def uid(vm):
 
 
 def make(path, owner=0, mode=0o600, text=None):
-    return make_file(path, owner, mode, text or b"", 0 if text else 1 << 20)
+    return make_file(path, owner, mode, text or b"", 1 << 20 if text is None else 0)
 
 
 def facts(path):

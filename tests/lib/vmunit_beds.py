@@ -10,7 +10,7 @@ from vmunit_test import *
 
 __all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time program_of status
     stopped_process frozen never_its_turn database DATABASE usage_of types_of qmp outside wait_idle times_on words FOR_EVER PATIENCE
-    TITLE KEY IN_PLACE RESETS COMM ENDS QUIT TERM SOCKET definitions api_socket api_request cpus_and_memory""".split()
+    TITLE KEY IN_PLACE RESETS COMM ENDS QUIT TERM SOCKET definitions api_socket api_request cpus_and_memory make_file""".split()
 
 # What differs between the back ends: what messages call them; the name of the process; whether a reboot is done in the same
 # process, and a reset; what the tiny guest is told so that it ends by itself, and the reason that is shown then; how the VMM
