@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <fcntl.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -12,6 +13,8 @@
  * port and one line answers. */
 
 #define VSOCK_TIMEOUT_USEC (5 * USEC_PER_SEC)
+/* Firecracker and Cloud Hypervisor close the connection when the guest refuses it, and also when it has said nothing for so long. */
+#define VMM_PATIENCE_USEC (2 * USEC_PER_SEC)
 #define ANSWER_MAX 32U /* "OK 1073741824\n" */
 
 /* Numbers below are left to others on this host, who begin at 3. No number is handed out twice. */
@@ -28,6 +31,7 @@ typedef struct VSockCall {
         sd_event *event;
         int fd;
         sd_event_source *io, *deadline;
+        uint64_t asked_usec;
         char answer[ANSWER_MAX];
         size_t n_answer;
 } VSockCall;
@@ -87,6 +91,19 @@ static int read_answer(VSockCall *c) {
         return strncmp(c->answer, "OK ", 3) == 0 ? 0 : -EBADMSG;
 }
 
+/* The end of the connection in the place of an answer. */
+static int why_closed(const VSockCall *c) {
+        uint64_t now = c->asked_usec;
+
+        (void) sd_event_now(c->event, CLOCK_MONOTONIC, &now);
+        return now - c->asked_usec < VMM_PATIENCE_USEC ? -ECONNREFUSED : -ETIMEDOUT;
+}
+
+/* The client's is one that blocks, as consoles do and what the kernel gives for QEMU. */
+static int make_blocking(int fd) {
+        return fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK) < 0 ? -errno : 0;
+}
+
 static int on_answer(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
         VSockCall *c = userdata;
         int r;
@@ -95,6 +112,10 @@ static int on_answer(sd_event_source *source, int fd, uint32_t revents, void *us
         if (r == -EAGAIN)
                 return 0;
         c->io = sd_event_source_disable_unref(c->io);
+        if (r == -ECONNREFUSED || r == -ECONNRESET)
+                r = why_closed(c);
+        if (r >= 0)
+                r = make_blocking(c->fd);
         vsock_finish(c, r, r < 0 ? -EBADF : TAKE_FD(c->fd));
         return 0;
 }
@@ -111,6 +132,7 @@ static int ask_vmm(VSockCall *c) {
         n = snprintf(line, sizeof(line), "CONNECT %u\n", c->port);
         if (send(c->fd, line, (size_t) n, MSG_DONTWAIT | MSG_NOSIGNAL) != n)
                 return -EIO;
+        (void) sd_event_now(c->event, CLOCK_MONOTONIC, &c->asked_usec);
 
         r = sd_event_add_time_relative(c->event, &c->deadline, CLOCK_MONOTONIC, VSOCK_TIMEOUT_USEC, 0, on_deadline, c);
         if (r < 0)
@@ -122,6 +144,8 @@ static void on_connected(void *userdata, int error, int fd) {
         VSockCall *c = userdata;
 
         c->fd = fd;
+        if (error == -ECONNREFUSED) /* by the VMM's socket, which is about to go or to be made anew: that tells nothing of ports */
+                error = -ENOTCONN;
         if (error >= 0)
                 error = ask_vmm(c);
         if (error < 0)

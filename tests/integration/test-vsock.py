@@ -3,8 +3,8 @@
 # suite: timeout=120 sanitized=firecracker backends=qemu,firecracker,cloud-hypervisor
 """The guest's vsock: its number, and streams to its ports, with the VMMs that have their own kind of it, and with QEMU.
 
-The tiny guest has no driver for it, so where a port answers the test stands at the VMM's socket in its place. QEMU's is the
-kernel's, in whose place nobody can stand."""
+The vsock guest (tests/guests/vsock.c) answers by the VMM's own device. What a VMM says that goes wrong is said by the test, which
+stands at its socket in its place. QEMU's is the kernel's, in whose place nobody can stand; vm/vsock has a Linux that answers there."""
 
 import os
 import sys
@@ -13,10 +13,14 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..
 from vmunit_test import *
 from vmunit_beds import *
 
+import random
+import select
 import socket
 import threading
 
 FIRST = 0x10000
+ECHO, MUTE = 1024, 1025
+NOBODY = b"nobody"
 OWN = {"qemu": "its vsock is the kernel's"}
 
 if BACKEND == "qemu" and not os.path.exists("/dev/vhost-vsock"):
@@ -28,16 +32,78 @@ def open_vsock(vm, port):
     return socket.socket(fileno=call_fd(vm.path, vm.interface, "OpenVSock", "ua{sv}", port, {}))
 
 
+def connected(vm, port=ECHO):
+    """The same, however busy this machine is: the guest's time for an answer may run out."""
+    while True:
+        try:
+            return open_vsock(vm, port)
+        except BusError as e:
+            if e.short != "Timeout":
+                raise
+
+
+def refused(vm, port):
+    """That nobody listens there."""
+    with expect_error("BackendFailed", text=f"no such port: nobody listens on vsock port {port} "):
+        connected(vm, port).close()
+
+
+def guest(**over):
+    """It echoes on ECHO, is mute on MUTE, and has nothing else."""
+    return tiny_definition(**merge({"vsock": True, "boot": {"kernel": os.environ["VMUNIT_GUESTS"] + "/vsock.elf"}}, over))
+
+
+@contextlib.contextmanager
+def guest_up(**over):
+    with vm_of(guest(**over)) as vm:
+        vm.start()
+        vm.wait_log(b"VSOCK-UP")
+        yield vm
+
+
+def send_beside(stream, data):
+    """It may be more than the other side takes before somebody reads what comes back."""
+    thread = threading.Thread(target=stream.sendall, args=(data,), daemon=True)
+    thread.start()
+    return thread
+
+
+def receive(stream, size):
+    data = b""
+    while len(data) < size:
+        assert select.select([stream], [], [], 60)[0], f"{len(data)} bytes of {size}"
+        piece = stream.recv(65536)
+        assert piece, f"the end after {len(data)} bytes of {size}"
+        data += piece
+    return data
+
+
+def refuses(vm):
+    try:
+        connected(vm).close()
+    except BusError:
+        return True
+    return False
+
+
+def echoes(stream, data=b"ping"):
+    sender = send_beside(stream, data)
+    same = receive(stream, len(data)) == data
+    sender.join()
+    return same
+
+
 @contextlib.contextmanager
 def instead_of_guest(vm, answer, then=b""):
-    """A listener in place of the VMM's: reads the line of each who comes, gives ANSWER and THEN, and echoes."""
+    """A listener in place of the VMM's: reads the line of each who comes, gives ANSWER and THEN, and echoes. NOBODY does not listen."""
     path = f"/proc/{vm.LeaderPID}/root/vm/vsock"
     wait_for(lambda: os.path.exists(path), poll=0.01)
     os.rename(path, path + ".real")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     os.chmod(path, 0o777)                       # for the VMM's parent, which has its uid
-    listener.listen()
+    if answer is not NOBODY:
+        listener.listen()
     asked, open_ones = [], []
 
     def serve(connection):
@@ -53,7 +119,8 @@ def instead_of_guest(vm, answer, then=b""):
             return
         while data := connection.recv(4096):
             connection.sendall(data)
-        connection.sendall(b"bye")
+        with contextlib.suppress(BrokenPipeError):
+            connection.sendall(b"bye")
         connection.close()
 
     def accept():
@@ -65,7 +132,8 @@ def instead_of_guest(vm, answer, then=b""):
     try:
         yield asked
     finally:
-        listener.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         os.unlink(path)
         os.rename(path + ".real", path)
@@ -137,6 +205,111 @@ def _():
         wait_for(lambda: fds(daemon_pid()) == before, 5, "the daemon's descriptors as before", poll=0.05)
 
 
+@test("a guest that answers: what is sent comes back, and more than the credit, too, on two streams at once", timeout=120, not_on=OWN)
+def _():
+    dice = random.Random(1)
+    with guest_up() as vm, connected(vm) as one, connected(vm) as two:
+        for size in (1, 4000, 4097, 200000):
+            for stream in (one, two):
+                assert echoes(stream, dice.randbytes(size)), size
+        data = [dice.randbytes(150000) for _ in range(2)]
+        senders = [send_beside(stream, part) for stream, part in zip((one, two), data)]
+        assert [receive(stream, len(part)) for stream, part in zip((two, one), reversed(data))] == data[::-1]
+        for sender in senders:
+            sender.join()
+
+
+@test("a stream that nobody reads holds up no other", timeout=120, not_on=OWN)
+def _():
+    data = random.Random(2).randbytes(2000000)
+    with guest_up() as vm, connected(vm) as stuck, connected(vm) as other:
+        sender = send_beside(stuck, data)
+        wait_for(lambda: select.select([], [stuck], [], 0)[1] == [], 60, "that it is stuck", poll=0.01)
+        assert echoes(other, data[:30000])
+        assert receive(stuck, len(data)) == data
+        sender.join()
+        assert echoes(stuck)
+
+
+@test("other ports of it: nobody listens there; the VMM's pause: no answer, until it goes on", timeout=90, not_on=OWN)
+def _():
+    with guest_up() as vm:
+        for port in (0, 77, ECHO - 1, 2**32 - 2):
+            refused(vm, port)
+        vm.pause()
+        with expect_error("Timeout", text=f"port {ECHO}"):
+            open_vsock(vm, ECHO)
+        vm.resume()
+        refused(vm, 77)
+        with connected(vm) as stream:
+            assert echoes(stream)
+        vm.kill()
+        with expect_error("NotRunning"):
+            open_vsock(vm, ECHO)
+
+
+@test("a guest that hangs at a port: a deadline, also when its VMM gives up first, as the next stream makes it", timeout=120, not_on=OWN)
+def _():
+    with guest_up() as vm:
+        for beside in (False, True):
+            call = Call(vm.path, vm.interface, "OpenVSock", "ua{sv}", MUTE, {})
+            while not call.done:
+                if beside:
+                    with connected(vm) as stream:
+                        assert echoes(stream)
+                else:
+                    wait_for(lambda: call.done, 30)
+            with expect_error("Timeout", text=f"port {MUTE}"):
+                call.result()
+
+
+@test("the daemon's death: streams go on, new ones come, and nobody's are mixed up", timeout=90, not_on=OWN)
+def _():
+    with guest_up() as vm, guest_up() as other, connected(vm) as one:
+        assert echoes(one, b"before")
+        half = send_beside(one, b"a" * 100000)
+        kill_daemon()
+        assert receive(one, 100000) == b"a" * 100000
+        half.join()
+        with connected(vm) as two, connected(other) as three:
+            senders = [send_beside(stream, text * 20000) for stream, text in ((one, b"1"), (two, b"2"), (three, b"3"))]
+            assert [receive(stream, 20000)[-1:] for stream in (three, two, one)] == [b"3", b"2", b"1"]
+            for sender in senders:
+                sender.join()
+        refused(other, 77)
+
+
+@test("the end of a stream is heard in the guest, which has eight, and the guest's at this end", timeout=120, not_on=OWN)
+def _():
+    with guest_up() as vm:
+        for _ in range(3):
+            with contextlib.ExitStack() as stack:
+                streams = [stack.enter_context(connected(vm)) for _ in range(8)]
+                refused(vm, ECHO)
+                assert all(echoes(stream) for stream in streams)
+            wait_for(lambda: not refuses(vm), 60, "a place for the next one", poll=0.05)
+        with connected(vm) as stream:
+            assert echoes(stream)
+            vm.kill()
+            with contextlib.suppress(ConnectionResetError):
+                assert stream.recv(1) == b""
+
+
+@test("after a reset, by whatever process, the guest answers as before", timeout=90, not_on=OWN)
+def _():
+    with guest_up() as vm, connected(vm) as stream:
+        assert echoes(stream)
+        number = vm.VSockCID
+        vm.reset()
+        with contextlib.suppress(ConnectionResetError):
+            assert stream.recv(1) == b""
+        wait_for(lambda: times_on(vm, b"VSOCK-UP") == (2 if RESETS else 1), what="the guest again", poll=0.02)
+        assert vm.VSockCID == number
+        with connected(vm) as again:
+            assert echoes(again, b"x" * 50000)
+        refused(vm, 77)
+
+
 @test("a port that answers: what the guest says right behind its answer is not lost", not_on=OWN)
 def _():
     with vm_of(tiny_definition(vsock=True)) as vm:
@@ -160,6 +333,9 @@ def _():
             with instead_of_guest(vm, answer):
                 with expect_error("BackendFailed", text="port 77"):
                     open_vsock(vm, 77)
+        with instead_of_guest(vm, NOBODY):
+            with expect_error("BackendFailed", text="can't connect to vsock port 77"):
+                open_vsock(vm, 77)
         with instead_of_guest(vm, b""):
             with expect_error("BackendFailed", text="no such port"):
                 open_vsock(vm, 78)
