@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# suite: timeout=120 sanitized=firecracker backends=qemu,firecracker,cloud-hypervisor
+# suite: timeout=300 sanitized=firecracker backends=qemu,firecracker,cloud-hypervisor
 """The guest's vsock: its number, and streams to its ports, with the VMMs that have their own kind of it, and with QEMU.
 
 The vsock guest (tests/guests/vsock.c) answers by the VMM's own device. What a VMM says that goes wrong is said by the test, which
