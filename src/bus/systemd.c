@@ -16,6 +16,11 @@
 #define CALL_TIMEOUT_USEC (10 * USEC_PER_SEC)
 #define JOB_TIMEOUT_USEC (20 * USEC_PER_SEC)
 #define RESEND_USEC (50 * USEC_PER_MSEC)
+
+/* PID 1 runs jobs when it has no message to read. If it were told of all scopes at once, it would make none before it had read of the last,
+ * and then all would wait for the kernel to move the first process. One that takes longer than a turn waits for something else. */
+#define TURNS_MAX 4U
+#define TURN_USEC (100 * USEC_PER_MSEC)
 #define SCOPE_TASKS_MAX UINT64_C(16384)
 
 #define COUNTERS_MAX 32U
@@ -41,8 +46,9 @@ struct SystemdCall {
         bool with_pidfd;
         bool carries_slice;     /* and PID 1 has not answered yet */
         bool waits;             /* for one that does */
+        bool queued, has_turn;  /* for a turn; PID 1 is about it */
         bool resent;            /* asked for more than once */
-        sd_event_source *timer, *resend;
+        sd_event_source *timer, *turn, *resend;
         SystemdCall *check;     /* is it running after all? which one is it? */
 
         char *path;             /* CALL_COUNTERS */
@@ -65,11 +71,15 @@ struct Systemd {
         UnitWatch *watches;
         SystemdCall *scopes;
         SystemdCall *counters_wait, *counters_wait_last;
+        unsigned n_turns;       /* of `scopes`, those that have one */
+        sd_event_source *next_turn;
         unsigned n_counters;    /* questions for counters that PID 1 has not answered */
         int has_pidfds;         /* does StartTransientUnit take PIDFDs (systemd >= 255)? <0: not asked yet */
 };
 
 static void counters_over(SystemdCall *c);
+
+static void turn_over(SystemdCall *c);
 
 SystemdCall *systemd_call_free(SystemdCall *c) {
         if (!c)
@@ -83,9 +93,11 @@ SystemdCall *systemd_call_free(SystemdCall *c) {
                         *i = c->next;
                         break;
                 }
+        turn_over(c);
         systemd_call_free(c->check);
         sd_bus_slot_unref(c->slot);
         sd_event_source_disable_unref(c->timer);
+        sd_event_source_disable_unref(c->turn);
         sd_event_source_disable_unref(c->resend);
         free(c->job);
         free(c->path);
@@ -158,6 +170,7 @@ static int on_unit_removed(sd_bus_message *m, void *userdata, sd_bus_error *erro
 
 /* Scopes */
 
+static int send_in_turn(SystemdCall *c);
 static int send_start(SystemdCall *c);
 
 static void slice_answered(SystemdCall *c, bool made);
@@ -167,6 +180,7 @@ static void scope_done(SystemdCall *c, const sd_bus_error *error) {
 
         c->cb.done = NULL;
         slice_answered(c, !error);
+        turn_over(c);
         if (cb)
                 cb(c->userdata, error);
 }
@@ -196,8 +210,7 @@ static void slice_answered(SystemdCall *c, bool made) {
         while ((w = find_slice_call(c, true)) && (made || !find_slice_call(c, false))) {
                 int r;
 
-                w->waits = false;
-                r = send_start(w);
+                r = send_in_turn(w);
                 if (r < 0)
                         scope_failed(w, VMUNIT_ERROR_BACKEND_FAILED, strerror(-r));
         }
@@ -211,7 +224,7 @@ static int on_job_removed(sd_bus_message *m, void *userdata, sd_bus_error *error
                 return 0;
 
         for (SystemdCall *c = s->scopes; c; c = c->next) {
-                if (!c->cb.done || c->waits || !(c->job ? streq(c->job, job) : c->resent && streq(c->params.scope, unit)))
+                if (!c->cb.done || c->queued || c->waits || !(c->job ? streq(c->job, job) : c->resent && streq(c->params.scope, unit)))
                         continue;
                 if (streq(result, "done"))
                         scope_done(c, NULL);
@@ -452,8 +465,64 @@ static int send_start(SystemdCall *c) {
         return sd_bus_call_async(c->systemd->bus, &c->slot, m, on_start_reply, c, CALL_TIMEOUT_USEC);
 }
 
+/* The next is asked for by the loop: this may be the end of all that is under way. */
+static void turn_over(SystemdCall *c) {
+        if (!c->has_turn)
+                return;
+        c->has_turn = false;
+        c->systemd->n_turns--;
+        (void) sd_event_source_set_enabled(c->systemd->next_turn, SD_EVENT_ONESHOT);
+}
+
 static int on_job_timeout(sd_event_source *source, uint64_t usec, void *userdata) {
         scope_failed(userdata, VMUNIT_ERROR_TIMEOUT, "systemd's job to start it has not ended in time");
+        return 0;
+}
+
+static int on_turn_timeout(sd_event_source *source, uint64_t usec, void *userdata) {
+        turn_over(userdata);
+        return 0;
+}
+
+static int send_in_turn(SystemdCall *c) {
+        sd_event *e = sd_bus_get_event(c->systemd->bus);
+        Systemd *s = c->systemd;
+        int r;
+
+        c->queued = s->n_turns >= TURNS_MAX;
+        c->waits = !c->queued && c->params.slice_made && !*c->params.slice_made && find_slice_call(c, false);
+        if (c->queued || c->waits)
+                return 0;
+        r = sd_event_add_time_relative(e, &c->timer, CLOCK_MONOTONIC, JOB_TIMEOUT_USEC, 0, on_job_timeout, c);
+        if (r >= 0)
+                r = sd_event_add_time_relative(e, &c->turn, CLOCK_MONOTONIC, TURN_USEC, 0, on_turn_timeout, c);
+        if (r < 0)
+                return r;
+        c->has_turn = true;
+        s->n_turns++;
+        return send_start(c);
+}
+
+/* The list begins with the last that came. */
+static SystemdCall *first_queued(Systemd *s) {
+        SystemdCall *first = NULL;
+
+        for (SystemdCall *c = s->scopes; c; c = c->next)
+                if (c->queued)
+                        first = c;
+        return first;
+}
+
+static int on_next_turn(sd_event_source *source, void *userdata) {
+        Systemd *s = userdata;
+        SystemdCall *c;
+
+        while (s->n_turns < TURNS_MAX && (c = first_queued(s))) {
+                int r = send_in_turn(c);
+
+                if (r < 0)
+                        scope_failed(c, VMUNIT_ERROR_BACKEND_FAILED, strerror(-r));
+        }
         return 0;
 }
 
@@ -469,12 +538,7 @@ int systemd_start_scope(Systemd *s, const ScopeParams *p, systemd_done_cb cb, vo
         c->next = s->scopes;
         s->scopes = c;
 
-        r = sd_event_add_time_relative(sd_bus_get_event(s->bus), &c->timer, CLOCK_MONOTONIC, JOB_TIMEOUT_USEC, 0,
-                                       on_job_timeout, c);
-        if (r < 0)
-                return r;
-        c->waits = p->slice_made && !*p->slice_made && find_slice_call(c, false);
-        r = c->waits ? 0 : send_start(c);
+        r = send_in_turn(c);
         if (r < 0)
                 return r;
 
@@ -809,6 +873,7 @@ Systemd *systemd_free(Systemd *s) {
                 unit_watch_free(s->watches);
         for (size_t i = 0; i < ELEMENTSOF(s->slots); i++)
                 sd_bus_slot_unref(s->slots[i]);
+        sd_event_source_disable_unref(s->next_turn);
         sd_bus_unref(s->bus);
         free(s);
         return NULL;
@@ -822,6 +887,12 @@ int systemd_new(sd_bus *bus, Systemd **ret) {
         if (!s)
                 return -ENOMEM;
         *s = (Systemd) { .bus = sd_bus_ref(bus), .has_pidfds = -1 };
+        r = sd_event_add_defer(sd_bus_get_event(bus), &s->next_turn, on_next_turn, s);
+        if (r < 0)
+                return r;
+        r = sd_event_source_set_enabled(s->next_turn, SD_EVENT_OFF);
+        if (r < 0)
+                return r;
 
         const struct {
                 const char *rule;
