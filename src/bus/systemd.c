@@ -327,7 +327,7 @@ static int append_scope(sd_bus_message *m, const SystemdCall *c) {
         const char *before = p->before ?: "vmunit-guests.service"; /* once more does no harm */
         int r;
 
-        r = sd_bus_message_append(m, "(sv)(sv)(sv)(sv)(sv)(sv)(sv)(sv)(sv)",
+        r = sd_bus_message_append(m, "(sv)(sv)(sv)(sv)(sv)(sv)(sv)(sv)",
                                   "Description", "s", p->description,
                                   "Slice", "s", p->slice,
                                   "CollectMode", "s", "inactive",
@@ -335,7 +335,6 @@ static int append_scope(sd_bus_message *m, const SystemdCall *c) {
                                   "TasksMax", "t", SCOPE_TASKS_MAX,
                                   "KillSignal", "i", SIGCONT,
                                   "TimeoutStopUSec", "t", p->timeout_stop_usec,
-                                  "After", "as", 2, "vmunitd.service", "dbus.service",
                                   "Before", "as", 2, "vmunit-guests.service", before);
         if (r >= 0)
                 r = append_devices(m, p->devices);

@@ -89,8 +89,10 @@ def _():
         assert int(scope["KillSignal"]) == signal.SIGCONT and scope["TimeoutStopUSec"] == "17s", scope
         assert "props" in scope["Description"] and scope["SendSIGKILL"] == "yes", scope
         assert unit_property(vm.Unit, "TasksMax").isdigit()
-        after = unit_property(vm.Unit, "After").split()
-        assert {"vmunitd.service", "dbus.service"} <= set(after), after
+        # at shutdown they end before the daemon does: by the slice that all are in
+        assert vm.Slice in unit_property(vm.Unit, "After").split()
+        assert "machine-vmunit.slice" in unit_property(vm.Slice, "After").split()
+        assert {"vmunitd.service", "dbus.service"} <= set(unit_property("machine-vmunit.slice", "After").split())
         assert "vmunit-guests.service" in unit_property(vm.Unit, "Before").split()
         assert unit_property(vm.Slice, "StopWhenUnneeded") == "yes" and unit_property(vm.Slice, "IOAccounting") == "yes"
         assert "props" in unit_property(vm.Slice, "Description")
@@ -143,18 +145,27 @@ def _():
 
 @test("systemctl stop while no daemon is there: systemd's time-out ends it, and then the daemon comes back", timeout=90)
 def _():
-    # PID 1 starts no vmunitd before it has stopped what is ordered after it.
     with running(stopTimeout="0") as vm:
         unit, pid = vm.Unit, vm.LeaderPID
         stop_daemon()
-        stop = spawn("stop", unit)
-        wait_for(lambda: unit_property(unit, "SubState") == "stop-sigterm")
-        assert alive(pid)
+        finish(spawn("stop", unit))
         start_daemon()
-        finish(stop)
         assert not alive(pid) and words(vm) == ("Error", "vmm-crashed"), words(vm)
         vm.start()
         assert words(vm) == ("Running", "")
+
+
+@test("systemctl stop while no daemon is there: one that comes back meanwhile stops it in good order", timeout=90)
+def _():
+    with running() as vm:
+        unit = vm.Unit
+        stop_daemon()
+        stop = spawn("stop", unit)
+        wait_for(lambda: unit_property(unit, "SubState") == "stop-sigterm")
+        start_daemon()
+        finish(stop)
+        vm.wait_state("Stopped")
+        assert words(vm) == ("Stopped", "stopped") and times_on(vm, b"POWERBTN") == 1
 
 
 @test("systemctl stop of a paused VM, and of one that is deaf", timeout=60)
@@ -324,21 +335,33 @@ def _():
     wait_unit_gone("machine-vmunit-late.slice")
 
 
+@contextlib.contextmanager
+def scopes_wait(*names):
+    """The jobs of these VMs' scopes wait for as long as this lasts."""
+    made = ["/run/systemd/system/hang.service", *(f"/run/systemd/system/vmunit-{name}.scope.d/hang.conf" for name in names)]
+    for path in made:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="ascii") as f:
+            f.write("[Unit]\nAfter=hang.service\n" if path.endswith(".conf") else
+                    "[Service]\nType=oneshot\nExecStart=/bin/sleep infinity\n")
+    systemctl("daemon-reload")
+    systemctl("start", "--no-block", "hang.service")
+    try:
+        yield
+    finally:
+        systemctl("stop", "hang.service")
+        for path in made:
+            os.unlink(path)
+        systemctl("daemon-reload")
+
+
 @test("a scope that PID 1 was not to start after all leaves no slice", timeout=120)
 def _():
     def loaded(vm):
         return systemctl("list-units", "--all", "--plain", "--no-legend", vm.Slice, vm.Unit).strip()
 
-    dropin = "/run/systemd/system/vmunitd.service.d/hang.conf"
-    os.makedirs(os.path.dirname(dropin), exist_ok=True)
     with vm_of(name="barely") as vm:
-        vm.start()
-        vm.kill()
-        with open(dropin, "w", encoding="ascii") as f:
-            f.write("[Service]\nExecReload=\nExecReload=/bin/sleep infinity\n")
-        systemctl("daemon-reload")
-        try:
-            systemctl("reload", "--no-block", "vmunitd.service")    # scopes are After= that
+        with scopes_wait("barely"):
             call, cancelled = vm.start_async(), 0
             while not call.done:
                 for job in [line.split()[0] for line in systemctl("list-jobs").splitlines() if vm.Unit in line]:
@@ -349,15 +372,25 @@ def _():
             assert cancelled and "systemd could not start the scope" in str(call.error), (cancelled, call.error)
             assert words(vm) == ("Stopped", "start-failed")
             assert not loaded(vm), loaded(vm)
-        finally:
-            os.unlink(dropin)
-            systemctl("daemon-reload")
-            control = int(unit_property("vmunitd.service", "ControlPID"))
-            if control:
-                os.kill(control, signal.SIGKILL)
-        wait_for(lambda: unit_property("vmunitd.service", "ActiveState") == "active", 30, poll=0.05)
         vm.start()
         assert words(vm) == ("Running", "")
+
+
+@test("scopes whose jobs wait keep no other VM from its start, however many", timeout=120)
+def _():
+    names = [f"wait{i}" for i in range(6)]
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(vm_of(name=name)) for name in names]
+        other = stack.enter_context(vm_of(name="other"))
+        with scopes_wait(*names):
+            calls = [vm.start_async() for vm in waiting]
+            wait_for(lambda: all(vm.Unit in systemctl("list-jobs") for vm in waiting), 30, poll=0.05)
+            other.start()
+            assert words(other) == ("Running", "")
+            assert not any(call.done for call in calls) and {vm.State for vm in waiting} == {"Starting"}
+        for call in calls:
+            call.result()
+        assert {words(vm) for vm in waiting} == {("Running", "")}
 
 
 @test("a slice of which PID 1 has forgotten what we had said goes with its VM as well")
