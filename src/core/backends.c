@@ -290,13 +290,27 @@ static bool is_companion(Manager *m, const char *name) {
         return false;
 }
 
-/* Something has happened in a directory: only to names that are looked for there does it matter, and to directories above. */
+/* A directory on the way to a program, or what has taken its place */
+static bool is_above(Manager *m, const char *name) {
+        _cleanup_free_ char *part = strjoinf("/%s/", name);
+
+        for (Program p = 0; part && p < _PROGRAM_MAX; p++) {
+                _cleanup_strv_free_ char **paths = NULL;
+
+                if (program_paths(m->config, p, &paths) < 0)
+                        return true;
+                STRV_FOREACH(path, paths)
+                        if (strstr(*path, part))
+                                return true;
+        }
+        return !part;
+}
+
+/* Something has happened in a directory: it matters only to names that are looked for. */
 static int on_inotify(sd_event_source *source, const struct inotify_event *ev, void *userdata) {
         Manager *m = userdata;
 
-        bool directory = (ev->mask & IN_ISDIR) && (ev->mask & (IN_CREATE | IN_MOVE | IN_DELETE));
-
-        if (directory || (ev->mask & (IN_Q_OVERFLOW | IN_IGNORED))) {
+        if ((ev->mask & (IN_Q_OVERFLOW | IN_IGNORED)) || (ev->len > 0 && is_above(m, ev->name))) {
                 watch_all(m);
                 probe_all(m);
                 shares_probe(m);
@@ -310,20 +324,25 @@ static int on_inotify(sd_event_source *source, const struct inotify_event *ev, v
         return 0;
 }
 
-/* If it is not there, the one above tells when it comes. */
-static void watch_directory(Manager *m, char *dir) {
+static void watch_directory(Manager *m, const char *dir) {
         size_t n = strv_length(m->watched);
-        int r = -ENOENT;
+        int r;
 
-        while (r == -ENOENT && n < ELEMENTSOF(m->watches) && !strv_contains(m->watched, isempty(dir) ? "/" : dir)) {
-                r = sd_event_add_inotify(m->event, &m->watches[n], isempty(dir) ? "/" : dir,
-                                         IN_CREATE | IN_CLOSE_WRITE | IN_MOVE | IN_DELETE | IN_ATTRIB | IN_ONLYDIR, on_inotify, m);
-                if (r >= 0 && strv_extend(&m->watched, isempty(dir) ? "/" : dir) < 0)
-                        m->watches[n] = sd_event_source_disable_unref(m->watches[n]);
-                else if (r == -ENOENT && !isempty(dir))
-                        *strrchr(dir, '/') = 0;
-                else
-                        return;
+        if (n >= ELEMENTSOF(m->watches) || strv_contains(m->watched, dir))
+                return;
+        r = sd_event_add_inotify(m->event, &m->watches[n], dir, IN_CREATE | IN_CLOSE_WRITE | IN_MOVE | IN_DELETE | IN_ATTRIB | IN_ONLYDIR,
+                                 on_inotify, m);
+        if (r >= 0 && strv_extend(&m->watched, dir) < 0)
+                m->watches[n] = sd_event_source_disable_unref(m->watches[n]);
+}
+
+/* From the top: one that is renamed, or comes, after it was its turn is told by the one above. */
+static void watch_above(Manager *m, char *path) {
+        watch_directory(m, "/");
+        for (char *p = strchr(path + 1, '/'); p; p = strchr(p + 1, '/')) {
+                *p = 0;
+                watch_directory(m, path);
+                *p = '/';
         }
 }
 
@@ -338,10 +357,8 @@ static void watch_program(Manager *m, Program program) {
 
         if (program_paths(m->config, program, &paths) < 0)
                 return;
-        STRV_FOREACH(path, paths) {
-                *strrchr(*path, '/') = 0;
-                watch_directory(m, *path);
-        }
+        STRV_FOREACH(path, paths)
+                watch_above(m, *path);
 }
 
 static void watch_all(Manager *m) {

@@ -55,8 +55,8 @@ struct Manager {
         void *vms_by_id;
         char boot_id[37];
         BackendInfo backends[_BACKEND_MAX];
-        char **watched;                 /* directories where their programs may be */
-        sd_event_source *watches[16];
+        char **watched;                 /* directories where their programs may be, and those above */
+        sd_event_source *watches[64];
         Create *creates;                /* that wait for a look at a file */
         CompanionInfo companions[_PROGRAM_MAX]; /* of programs that are no VMMs */
         bool kvm;                       /* /dev/kvm can be opened */

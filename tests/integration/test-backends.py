@@ -211,6 +211,55 @@ def _():
         shutil.rmtree(top, ignore_errors=True)
 
 
+@test("a directory of a program's path that is renamed, removed or linked to another is noticed")
+def _():
+    top = "/opt/vmunit-test"
+
+    def install(version):
+        os.makedirs(f"{top}/{version}/bin")
+        put(f"{top}/{version}/bin/firecracker", f"echo Firecracker v{version}")
+
+    def wait_version(version):
+        wait_for(lambda: info()["Version"] == version, what=version or "that it is gone")
+
+    try:
+        install("1.8.0")
+        install("1.9.0")
+        os.rename(top + "/1.8.0", top + "/cur")
+        with configured(Firecracker=top + "/cur/bin/firecracker"):
+            wait_version("1.8.0")
+            pid = daemon_pid()
+            os.rename(top + "/cur", top + "/old")
+            wait_version("")
+            os.rename(top + "/1.9.0", top + "/cur")
+            wait_version("1.9.0")
+            put(top + "/cur/bin/firecracker", "echo Firecracker v1.9.1")
+            wait_version("1.9.1")
+            os.rename(top + "/cur/bin", top + "/cur/away")      # the one that it is in
+            wait_version("")
+            os.rename(top + "/cur/away", top + "/cur/bin")
+            wait_version("1.9.1")
+            os.rename(top, top + ".old")                        # and one further up
+            wait_version("")
+            os.rename(top + ".old", top)
+            wait_version("1.9.1")
+            shutil.rmtree(top + "/cur")
+            os.symlink("old", top + "/cur")
+            wait_version("1.8.0")
+            install("1.10.0")
+            os.symlink("1.10.0", top + "/new")
+            os.rename(top + "/new", top + "/cur")
+            wait_version("1.10.0")
+            os.chmod(top, 0o777)
+            wait_for(lambda: "can be written by others than root" in info()["Reason"], what="a directory that is everybody's")
+            os.chmod(top, 0o755)
+            wait_version("1.10.0")
+            assert daemon_pid() == pid
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+        shutil.rmtree(top + ".old", ignore_errors=True)
+
+
 @test("a launcher that does not answer makes nothing unusable for good", timeout=60)
 def _():
     wait_for(lambda: info()["Usable"])
