@@ -15,6 +15,7 @@
 #define VERSION_TIMEOUT_USEC (10 * USEC_PER_SEC)
 #define PROBE_TIMEOUT_USEC (2 * USEC_PER_SEC)
 #define RETRY_USEC (5 * USEC_PER_SEC)
+#define RETRY_DOUBLINGS_MAX 6U
 
 static bool is_older(const BackendInfo *i, const char *version) {
         return version && !isempty(i->version) && strverscmp(i->version, version) < 0;
@@ -80,6 +81,7 @@ bool manager_knows_version(const Manager *m, Backend b, const ProbeReply *reply)
 static void forget_program(BackendInfo *i) {
         i->mtime_usec = 0;
         i->version_error = 0;
+        i->n_slow = 0;
         i->path = (free(i->path), NULL);
         i->version = (free(i->version), NULL);
 }
@@ -92,7 +94,10 @@ static int set_program(BackendInfo *i, int error, const ProbeReply *reply) {
         i->mtime_usec = reply->mtime_usec;
         if (error < 0 || reply->version[0])
                 i->version_error = error;
+        if (error == -ETIME)
+                i->n_slow++;
         if (reply->version[0]) {
+                i->n_slow = 0;
                 version = version_number(reply->version);
                 if (!version || free_and_strdup(&i->version, version) < 0)
                         return -ENOMEM;
@@ -169,6 +174,7 @@ static bool set_found(Manager *m, BackendInfo *i, int error, const ProbeReply *r
 }
 
 static void probe(Manager *m, Backend b, bool want_version);
+static void retry_later(BackendInfo *i, uint64_t usec);
 
 void manager_set_probed(Manager *m, Backend b, int error, const ProbeReply *reply) {
         BackendInfo *i = &m->backends[b];
@@ -185,6 +191,10 @@ void manager_set_probed(Manager *m, Backend b, int error, const ProbeReply *repl
         }
         if (error >= 0 && isempty(i->version))
                 probe(m, b, true);
+        if (i->error < 0 && !is_about_program(i->error)) /* the launcher did not answer, or was not there */
+                retry_later(i, RETRY_USEC);
+        else if (error == -ETIME)
+                retry_later(i, RETRY_USEC << MIN(i->n_slow - 1, RETRY_DOUBLINGS_MAX));
         if (any && m->observer)
                 m->observer->backends_changed(m->observer_userdata);
 }
@@ -211,10 +221,9 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata) {
         return 0;
 }
 
-/* The launcher did not answer, or was not there. */
-static void retry_later(BackendInfo *i) {
+static void retry_later(BackendInfo *i, uint64_t usec) {
         if (!i->retry)
-                (void) sd_event_add_time_relative(i->manager->event, &i->retry, CLOCK_MONOTONIC, RETRY_USEC, 0, on_retry, i);
+                (void) sd_event_add_time_relative(i->manager->event, &i->retry, CLOCK_MONOTONIC, usec, 0, on_retry, i);
 }
 
 static void on_probe(void *userdata, int error, const ProbeReply *reply) {
@@ -233,8 +242,6 @@ static void on_probe(void *userdata, int error, const ProbeReply *reply) {
                 probe(m, b, true);
         if (first || !i->probe)
                 manager_set_probed(m, b, error, reply);
-        if (i->error < 0 && !is_about_program(i->error))
-                retry_later(i);
         check_ready(m);
 }
 
@@ -249,10 +256,8 @@ static void probe(Manager *m, Backend b, bool want_version) {
         }
         r = launch_probe(m->event, vmm_ops(b)->program, want_version, want_version && i->probed ? VERSION_TIMEOUT_USEC : PROBE_TIMEOUT_USEC,
                          on_probe, i, &i->probe);
-        if (r < 0) {
+        if (r < 0)
                 manager_set_probed(m, b, r, NULL);
-                retry_later(i);
-        }
 }
 
 /* At first no more is asked than has to be known to choose one, for the daemon is not ready before: QEMU takes 30 ms to tell its

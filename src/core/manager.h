@@ -32,6 +32,7 @@ typedef struct BackendInfo {
         char *path, *version, *reason;  /* reason: why not usable, "" if it is; never NULL once probed */
         uint64_t mtime_usec;
         int error, version_error;       /* why it was not found, or its version is not known; or 0 */
+        unsigned n_slow;                /* so often in a row it did not tell its version in time */
 } BackendInfo;
 
 typedef struct CompanionInfo {

@@ -173,6 +173,21 @@ def _():
         vm.start()
 
 
+@test("one that was too slow to say its version, as on a host that boots, is asked again by itself", timeout=120)
+def _():
+    quick = "/opt/vmunit-test/quick"
+    os.makedirs(os.path.dirname(quick), exist_ok=True)
+    try:
+        with away():
+            put(PROGRAM, f"[ -e {quick} ] || sleep 60; echo Firecracker v1.12.1")
+            wait_for(lambda: "--version" in info()["Reason"], what="that it says nothing", timeout=30)
+            with open(quick, "w", encoding="ascii"):
+                pass
+            wait_for(lambda: info()["Usable"] and info()["Version"] == "1.12.1", what="another look", timeout=60)
+    finally:
+        shutil.rmtree(os.path.dirname(quick))
+
+
 @test("a QEMU that takes too long to say its version, as on a host that boots, runs all the same", timeout=90)
 def _():
     slow = "/opt/vmunit-test/slow-qemu"
