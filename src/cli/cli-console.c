@@ -6,7 +6,9 @@
 #include <termios.h>
 
 #include "basic/fd-util.h"
+#include "basic/json-util.h"
 #include "basic/parse-util.h"
+#include "basic/string-util.h"
 #include "cli/cli-agent.h"
 #include "cli/cli-bus.h"
 #include "cli/cli-console.h"
@@ -257,11 +259,42 @@ int verb_console(const Args *a) {
         return r;
 }
 
+static bool list_has(json_object *list, const char *word) {
+        for (size_t i = 0; json_object_is_type(list, json_type_array) && i < json_object_array_length(list); i++)
+                if (streq(strempty(json_object_get_string(json_object_array_get_idx(list, i))), word))
+                        return true;
+        return false;
+}
+
+/* Whether its VMM can tell the guest of the end of our input, and leaves it its own direction. */
+static int vsock_passes_end(sd_bus *bus, const Args *a, const char *path, bool *ret) {
+        _cleanup_json_ json_object *vm = NULL, *manager = NULL;
+        json_object *list;
+        int r;
+
+        r = bus_get_all(bus, a->verb, a->names[0], path, VM_INTERFACE, &vm);
+        if (r >= 0)
+                r = bus_get_all(bus, a->verb, "vmunit", ROOT_PATH, MANAGER_INTERFACE, &manager);
+        if (r < 0)
+                return r;
+        *ret = false;
+        list = json_get(manager, "Backends");
+        for (size_t i = 0; json_object_is_type(list, json_type_array) && i < json_object_array_length(list); i++) {
+                json_object *b = json_object_array_get_idx(list, i); /* (sa{sv}) */
+                const char *name = json_object_get_string(json_object_array_get_idx(b, 0));
+
+                if (streq(strempty(name), json_get_string(vm, "Backend", "")))
+                        *ret = list_has(json_get(json_object_array_get_idx(b, 1), "Features"), "vsock-half-close");
+        }
+        return 0;
+}
+
 int verb_vsock(const Args *a) {
         _cleanup_(sd_bus_flush_close_unrefp) sd_bus *bus = NULL;
         _cleanup_close_ int fd = -EBADF;
         _cleanup_free_ char *path = NULL;
         const char *name = a->names[0];
+        bool passes_end = false;
         uint32_t port;
         Console c;
         int r;
@@ -275,12 +308,14 @@ int verb_vsock(const Args *a) {
         if (r >= 0)
                 r = bus_get_vm(bus, a->verb, name, &path);
         if (r >= 0)
+                r = vsock_passes_end(bus, a, path, &passes_end);
+        if (r >= 0)
                 r = vsock_open(bus, a, path, port, &fd);
         if (r < 0)
                 return r;
         bus = sd_bus_flush_close_unref(bus); /* the daemon may go from here on */
 
-        c = (Console) { .fd = fd, .passes_end = true };
+        c = (Console) { .fd = fd, .passes_end = passes_end };
         r = console_run(&c);
         if (r < 0)
                 say(name, "the connection failed: %s", strerror(-r));

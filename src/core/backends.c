@@ -28,7 +28,7 @@ int manager_backend_features(const Manager *m, Backend b, char ***ret) {
 
         for (const VMMFeature *f = ops ? ops->features : NULL; f && f->name && r >= 0; f++)
                 if (!is_older(&m->backends[b], f->since) &&
-                    !(ops->needs_vhost_vsock && m->no_vhost_vsock && streq(f->name, "vsock")))
+                    !(ops->needs_vhost_vsock && m->no_vhost_vsock && startswith(f->name, "vsock")))
                         r = strv_extend(&l, f->name);
         if (r < 0)
                 return r;

@@ -10,6 +10,7 @@
 /* Both wait for all of the VM's devices, also for a vhost-user one that Cloud Hypervisor itself gives a minute. */
 #define BOOT_TIMEOUT_USEC (90 * USEC_PER_SEC)
 /* A state that was asked for is asked for again, this often, when an event may have come between. */
+#define HALF_CLOSE_VERSION "53"
 #define STALE_MAX 4U
 
 typedef enum Op { OP_CREATE, OP_BOOT, OP_PAUSE, OP_RESUME, OP_POWER_BUTTON, OP_RESET, OP_QUIT, OP_COUNTERS, OP_INFO } Op;
@@ -535,7 +536,7 @@ const VMMOps cloud_hypervisor_ops = {
         .socket = "api",
         .features = (const VMMFeature[]) {
                 { "disks", CLOUD_HYPERVISOR_DISKS_VERSION }, { "qcow2", CLOUD_HYPERVISOR_DISKS_VERSION }, { "firmware" }, { "filesystems" }, { "vsock" },
-                { "power-button" }, { "reset" }, {},
+                { "vsock-half-close", HALF_CLOSE_VERSION }, { "power-button" }, { "reset" }, {},
         },
         .needs_kvm = true,
         .connects_shares = true,

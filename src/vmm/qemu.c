@@ -642,8 +642,8 @@ const VMMOps qemu_ops = {
         .program = PROGRAM_QEMU,
         .socket = "qmp",
         .features = (const VMMFeature[]) {
-                { "disks" }, { "qcow2" }, { "backing-files" }, { "bios" }, { "uefi" }, { "firmware" }, { "filesystems" }, { "user-network" }, { "vsock" }, { "tcg" },
-                { "power-button" }, { "reset" }, { "reboot-in-place" }, {},
+                { "disks" }, { "qcow2" }, { "backing-files" }, { "bios" }, { "uefi" }, { "firmware" }, { "filesystems" }, { "user-network" }, { "vsock" },
+                { "vsock-half-close" }, { "tcg" }, { "power-button" }, { "reset" }, { "reboot-in-place" }, {},
         },
         .needs_vhost_vsock = true,
         .takes_images = true,

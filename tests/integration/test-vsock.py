@@ -21,6 +21,7 @@ import threading
 FIRST = 0x10000
 ECHO, MUTE = 1024, 1025
 NOBODY = b"nobody"
+HALF_CLOSE = BACKEND != "firecracker"
 OWN = {"qemu": "its vsock is the kernel's"}
 
 if BACKEND == "qemu" and not os.path.exists("/dev/vhost-vsock"):
@@ -295,6 +296,36 @@ def _():
                 assert stream.recv(1) == b""
 
 
+def all_back(vm, data, times):
+    """`vmunit vsock` with a pipe. Where it can't tell the guest of the end it waits for a while, which such a busy machine may need."""
+    for _ in range(times):
+        done = subprocess.run(["vmunit", "vsock", vm.Name, str(ECHO)], input=data, capture_output=True, timeout=60, check=False)
+        if done.returncode == 0 and done.stdout == data:
+            return True
+    return False
+
+
+@test("the end of what is sent: the guest still answers, where the VMM tells it of that alone; with the command anywhere", timeout=120, not_on=OWN)
+def _():
+    data = b"z" * 100000
+    assert HALF_CLOSE == ("vsock-half-close" in dict(manager.Backends)[BACKEND]["Features"])
+    with guest_up() as vm:
+        if HALF_CLOSE:
+            with connected(vm) as stream:
+                sender = send_beside(stream, data)
+                sender.join()
+                stream.shutdown(socket.SHUT_WR)
+                assert receive(stream, len(data)) == data
+                assert stream.recv(1) == b""
+        else:
+            with connected(vm) as stream:
+                stream.shutdown(socket.SHUT_WR)
+                assert select.select([stream], [], [], 60)[0] and stream.recv(1) == b"", "the guest's end with it"
+        assert all_back(vm, data, 1 if HALF_CLOSE else 5)
+        refused = subprocess.run(["vmunit", "vsock", vm.Name, "77"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert refused.returncode == 1, refused
+
+
 @test("after a reset, by whatever process, the guest answers as before", timeout=90, not_on=OWN)
 def _():
     with guest_up() as vm, connected(vm) as stream:
@@ -347,7 +378,7 @@ def _():
         vm.start()
         with instead_of_guest(vm, b"OK 1\n"):
             done = subprocess.run(["vmunit", "vsock", vm.Name, "22"], input=b"x" * 100000, capture_output=True, timeout=20, check=True)
-            assert done.stdout == b"x" * 100000 + b"bye", done.stdout[-20:]
+            assert done.stdout == b"x" * 100000 + (b"bye" if HALF_CLOSE else b""), done.stdout[-20:]
         for port in ("-1", "port", "4294967295", ""):
             assert subprocess.run(["vmunit", "vsock", vm.Name, port], capture_output=True, check=False).returncode == 2, port
 
