@@ -63,7 +63,6 @@ typedef struct __attribute__((packed)) Header {
 
 enum { OP_REQUEST = 1, OP_RESPONSE, OP_RST, OP_SHUTDOWN, OP_RW, OP_CREDIT_UPDATE, OP_CREDIT_REQUEST };
 enum { SHUTDOWN_RECEIVE = 1, SHUTDOWN_SEND = 2 };
-enum { STATUS_ACKNOWLEDGE = 1, STATUS_DRIVER = 2, STATUS_DRIVER_OK = 4, STATUS_FEATURES_OK = 8 };
 enum { RX, TX, EVENTS, QUEUES };
 
 typedef struct Connection {
@@ -80,37 +79,15 @@ static uint8_t rx_data[RX_PACKETS][PACKET_SIZE];
 static Connection connections[CONNECTIONS];
 static uint64_t own_cid;
 
-/* Ports, and registers by the widths that they have */
-
-static void out8(uint16_t port, uint8_t value) {
-        __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port));
-}
+/* The machine */
 
 static void print(const char *text) {
         for (; *text; text++)
-                out8(0x3f8, (uint8_t) *text);
-}
-
-static _Noreturn void give_up(const char *why) {
-        print(why);
-        for (;;)
-                sleep();
+                __asm__ volatile("outb %0, %1" ::"a"(*text), "Nd"((uint16_t) 0x3f8));
 }
 
 static uint32_t get32(const uint8_t *p) {
         return *(const volatile uint32_t *) p;
-}
-
-static void put8(uint8_t *p, uint8_t value) {
-        *(volatile uint8_t *) p = value;
-}
-
-static void put16(uint8_t *p, uint16_t value) {
-        *(volatile uint16_t *) p = value;
-}
-
-static void put32(uint8_t *p, uint32_t value) {
-        *(volatile uint32_t *) p = value;
 }
 
 static void barrier(void) {
@@ -132,7 +109,70 @@ void *memset(void *to, int value, size_t n) {
         return to;
 }
 
-/* virtio by MMIO: one page of registers each, which the kernel's command line tells: virtio_mmio.device=4K@0xd0000000:5 */
+/* The device: its registers are the same by MMIO, where all have 32 bits, and by PCI, but for where they are */
+
+enum { STATUS, FEATURES_SELECT, FEATURES, QUEUE_SELECT, QUEUE_SIZE, QUEUE_ADDRESS, QUEUE_AVAIL, QUEUE_USED, QUEUE_ENABLE };
+
+static const struct {
+        uint8_t mmio, pci, pci_bits;
+} registers[] = {
+        [STATUS] = { 0x70, 20, 8 },
+        [FEATURES_SELECT] = { 0x24, 8, 32 },
+        [FEATURES] = { 0x20, 12, 32 },
+        [QUEUE_SELECT] = { 0x30, 22, 16 },
+        [QUEUE_SIZE] = { 0x38, 24, 16 },
+        [QUEUE_ADDRESS] = { 0x80, 32, 32 }, /* these have another half, which is 0 */
+        [QUEUE_AVAIL] = { 0x90, 40, 32 },
+        [QUEUE_USED] = { 0xa0, 48, 32 },
+        [QUEUE_ENABLE] = { 0x44, 28, 16 },
+};
+
+static uint8_t *mmio, *common, *notify, *config; /* the first, or the others by PCI */
+static uint32_t notify_step;
+
+static void put(unsigned what, uint32_t value) {
+        uint8_t *p = common + registers[what].pci;
+
+        if (mmio)
+                *(volatile uint32_t *) (mmio + registers[what].mmio) = value;
+        else if (registers[what].pci_bits == 8)
+                *(volatile uint8_t *) p = (uint8_t) value;
+        else if (registers[what].pci_bits == 16)
+                *(volatile uint16_t *) p = (uint16_t) value;
+        else
+                *(volatile uint32_t *) p = value;
+}
+
+static void put_pointer(unsigned what, const volatile void *p) {
+        put(what, (uint32_t) (uintptr_t) p);
+}
+
+static void set_up(void) {
+        uint32_t status = 0;
+
+        put(STATUS, 0);
+        put(STATUS, status |= 1); /* seen; one bit more at a time, as Firecracker wants it */
+        put(STATUS, status |= 2); /* there is a driver */
+        put(FEATURES_SELECT, 1);  /* those from 32 to 63, of which it takes version 1 alone */
+        put(FEATURES, 1);
+        put(STATUS, status |= 8); /* that's all */
+        for (uint32_t n = 0; n < QUEUES; n++) {
+                Queue *q = queues + n;
+
+                put(QUEUE_SELECT, n);
+                put(QUEUE_SIZE, RING_SIZE);
+                put_pointer(QUEUE_ADDRESS, q->descriptors);
+                put_pointer(QUEUE_AVAIL, &q->avail);
+                put_pointer(QUEUE_USED, &q->used);
+                put(QUEUE_ENABLE, 1);
+                q->avail.flags = AVAIL_NO_INTERRUPT;
+                q->bell = (volatile uint32_t *) (mmio ? mmio + 0x50 : notify + *(volatile uint16_t *) (common + 30) * notify_step);
+        }
+        own_cid = get32(config);
+        put(STATUS, status | 4); /* ready */
+}
+
+/* By MMIO: a page each, of which the kernel's command line tells: virtio_mmio.device=4K@0xd0000000:5 */
 
 static bool begins(const char *text, const char *with) {
         while (*with)
@@ -153,51 +193,27 @@ static uint8_t *parse_hex(const char *p) {
                         return (uint8_t *) value;
 }
 
-static uint8_t *find_mmio(const char *line) {
+static bool find_mmio(const char *line) {
+        bool in_device = false;
+
         for (; *line; line++) {
-                uint8_t *device;
-
-                if (!begins(line, "virtio_mmio.device="))
+                in_device = begins(line, "virtio_mmio.device=") || (in_device && *line != ' ');
+                if (!in_device || !begins(line, "@0x"))
                         continue;
-                while (*line && !begins(line, "@0x"))
-                        line++;
-                if (!*line)
-                        break;
-                device = parse_hex(line + 3);
-                if (get32(device) == 0x74726976 && get32(device + 8) == DEVICE_VSOCK) /* "virt" */
-                        return device;
+                mmio = parse_hex(line + 3);
+                config = mmio + 0x100;
+                if (get32(mmio) == 0x74726976 && get32(mmio + 8) == DEVICE_VSOCK) /* "virt" */
+                        return true;
         }
-        return NULL;
+        mmio = NULL;
+        return false;
 }
 
-static void mmio_queue(uint8_t *device, uint32_t n, Queue *q) {
-        put32(device + 0x30, n);
-        put32(device + 0x38, RING_SIZE);
-        put32(device + 0x80, (uint32_t) (uintptr_t) q->descriptors);
-        put32(device + 0x90, (uint32_t) (uintptr_t) &q->avail);
-        put32(device + 0xa0, (uint32_t) (uintptr_t) &q->used);
-        put32(device + 0x44, 1);
-        q->bell = (volatile uint32_t *) (device + 0x50);
-}
+/* By PCI: capabilities tell where in which BAR the structures are */
 
-static void mmio_set_up(uint8_t *device) {
-        put32(device + 0x70, 0);
-        put32(device + 0x70, STATUS_ACKNOWLEDGE);
-        put32(device + 0x70, STATUS_ACKNOWLEDGE | STATUS_DRIVER); /* one bit more at a time, as Firecracker wants it */
-        put32(device + 0x24, 1); /* features 32 to 63: version 1 alone */
-        put32(device + 0x20, 1);
-        put32(device + 0x70, STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK);
-        for (uint32_t n = 0; n < QUEUES; n++)
-                mmio_queue(device, n, queues + n);
-        own_cid = get32(device + 0x100);
-        put32(device + 0x70, STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK | STATUS_DRIVER_OK);
-}
+enum { CAP_COMMON = 1, CAP_NOTIFY = 2, CAP_CONFIG = 4, CAP_VENDOR = 9 };
 
-/* virtio by PCI: its capabilities tell where in which BAR the structures are */
-
-enum { CAP_COMMON = 1, CAP_NOTIFY, CAP_ISR, CAP_DEVICE, CAPS };
-
-static uint32_t pci_select(uint32_t device, uint32_t offset) {
+static uint32_t pci_read(uint32_t device, uint32_t offset) {
         uint32_t value, address = 0x80000000 | device << 11 | (offset & ~3U);
 
         __asm__ volatile("outl %0, %1" ::"a"(address), "Nd"((uint16_t) 0xcf8));
@@ -206,18 +222,18 @@ static uint32_t pci_select(uint32_t device, uint32_t offset) {
 }
 
 static void pci_write(uint32_t device, uint32_t offset, uint32_t value) {
-        pci_select(device, offset);
+        pci_read(device, offset);
         __asm__ volatile("outl %0, %1" ::"a"(value), "Nd"((uint16_t) 0xcfc));
 }
 
-/* Where it can be seen: above 4 GiB it takes the place of the last two pages below 2 GiB, where tests have no memory. */
+/* Where the BAR is seen. One above 4 GiB takes the place of the last two pages below 2 GiB, where tests have no memory. */
 static uint8_t *pci_map(uint32_t device, uint32_t bar) {
-        uint32_t low = pci_select(device, 0x10 + 4 * bar);
+        uint32_t low = pci_read(device, 0x10 + 4 * bar);
         uint64_t address = low & ~15U;
         size_t slot = 1022;
 
         if ((low & 6) == 4)
-                address |= (uint64_t) pci_select(device, 0x14 + 4 * bar) << 32;
+                address |= (uint64_t) pci_read(device, 0x14 + 4 * bar) << 32;
         if (address >> 32 == 0)
                 return (uint8_t *) address;
         directories[slot] = (address & ~UINT64_C(0x1fffff)) | 0x93; /* present, writable, not cached, 2 MiB */
@@ -226,62 +242,24 @@ static uint8_t *pci_map(uint32_t device, uint32_t bar) {
         return (uint8_t *) (slot << 21 | (address & 0x1fffff));
 }
 
-static bool pci_caps(uint32_t device, uint8_t *caps[CAPS], uint32_t *ret_notify_step) {
-        uint32_t offset = pci_select(device, 0x34) & 0xff;
+static bool find_pci(void) {
+        uint32_t device = 0;
 
-        for (; offset; offset = pci_select(device, offset) >> 8 & 0xff) {
-                uint32_t head = pci_select(device, offset), kind = head >> 24;
-
-                if ((head & 0xff) != 9 || kind < CAP_COMMON || kind > CAP_DEVICE)
-                        continue;
-                caps[kind] = pci_map(device, pci_select(device, offset + 4) & 0xff) + pci_select(device, offset + 8);
-                if (kind == CAP_NOTIFY)
-                        *ret_notify_step = pci_select(device, offset + 16);
-        }
-        return caps[CAP_COMMON] && caps[CAP_NOTIFY] && caps[CAP_DEVICE];
-}
-
-static void pci_queue(uint8_t *common, uint16_t n, Queue *q, uint8_t *notify, uint32_t step) {
-        put16(common + 22, n);
-        put16(common + 24, RING_SIZE);
-        put32(common + 32, (uint32_t) (uintptr_t) q->descriptors);
-        put32(common + 40, (uint32_t) (uintptr_t) &q->avail);
-        put32(common + 48, (uint32_t) (uintptr_t) &q->used);
-        q->bell = (volatile uint32_t *) (notify + *(volatile uint16_t *) (common + 30) * step);
-        put16(common + 28, 1);
-}
-
-static bool pci_set_up(uint32_t device) {
-        uint8_t *caps[CAPS] = {}, *common;
-        uint32_t step = 0;
-
+        while (pci_read(device, 0) != (0x1af4 | (0x1040 + DEVICE_VSOCK) << 16))
+                if (++device == 32)
+                        return false;
         pci_write(device, 4, 6); /* memory, master of the bus */
-        if (!pci_caps(device, caps, &step))
-                return false;
-        common = caps[CAP_COMMON];
-        put8(common + 20, 0);
-        put8(common + 20, STATUS_ACKNOWLEDGE | STATUS_DRIVER);
-        put32(common + 8, 1); /* features 32 to 63: version 1 alone */
-        put32(common + 12, 1);
-        put8(common + 20, STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK);
-        for (uint16_t n = 0; n < QUEUES; n++)
-                pci_queue(common, n, queues + n, caps[CAP_NOTIFY], step);
-        own_cid = get32(caps[CAP_DEVICE]);
-        put8(common + 20, STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK | STATUS_DRIVER_OK);
-        return true;
-}
+        for (uint32_t cap = pci_read(device, 0x34) & 0xff; cap; cap = pci_read(device, cap) >> 8 & 0xff) {
+                uint32_t head = pci_read(device, cap), kind = head >> 24;
 
-static bool find_device(const uint8_t *pvh) {
-        uint8_t *device = find_mmio((const char *) (uintptr_t) get32(pvh + 24)); /* the kernel's command line */
-
-        if (device) {
-                mmio_set_up(device);
-                return true;
+                if ((head & 0xff) != CAP_VENDOR || (kind != CAP_COMMON && kind != CAP_NOTIFY && kind != CAP_CONFIG))
+                        continue;
+                uint8_t *p = pci_map(device, pci_read(device, cap + 4) & 0xff) + pci_read(device, cap + 8);
+                *(kind == CAP_COMMON ? &common : kind == CAP_NOTIFY ? &notify : &config) = p;
+                if (kind == CAP_NOTIFY)
+                        notify_step = pci_read(device, cap + 16);
         }
-        for (uint32_t n = 0; n < 32; n++)
-                if (pci_select(n, 0) == (0x1af4 | (0x1040 + DEVICE_VSOCK) << 16))
-                        return pci_set_up(n);
-        return false;
+        return common && notify && config;
 }
 
 /* Rings */
@@ -423,10 +401,11 @@ static void give_back(Connection *c) {
 }
 
 void guest_main(const uint8_t *pvh) {
-        for (uint32_t n = 0; n < QUEUES; n++)
-                queues[n].avail.flags = AVAIL_NO_INTERRUPT;
-        if (!find_device(pvh))
-                give_up("NO-VSOCK\r\n");
+        if (!find_mmio((const char *) (uintptr_t) get32(pvh + 24)) && !find_pci()) { /* there is the address of the command line */
+                print("NO-VSOCK\r\n");
+                return;
+        }
+        set_up();
         for (uint16_t packet = 0; packet < RX_PACKETS; packet++)
                 offer_rx(packet);
         print("VSOCK-UP\r\n");
