@@ -17,6 +17,7 @@
 #include "bus/error-names.h"
 #include "core/manager-private.h"
 #include "core/share.h"
+#include "core/strangers.h"
 #include "core/user-limits.h"
 
 #define DATABASE "/var/lib/vmunit/vmunit.db"
@@ -177,6 +178,7 @@ static int manager_load(Manager *m, char **ret_message) {
                 return r;
         store_set_history(m->store, m->config->events_max, m->config->events_max_age_usec);
         store_on_kept_event(m->store, on_kept_event, m);
+        strangers_reserve(m->store);
         r = store_foreach_vm(m->store, load_vm, &c);
         if (r < 0)
                 *ret_message = c.bad ? strjoinf("The VM %s in " DATABASE " can't be read (%s); use the vmunit that wrote it, or a copy "

@@ -525,11 +525,11 @@ int run_write_file(Run *r, const char *boot_id) {
 
         set_start(r, start);
         text = strjoinf("# This is private data of vmunitd.\n"
-                        "BOOT_ID=%s\nSCOPE=%s\nINVOCATION_ID=%s\nBACKEND=%s\n"
+                        "BOOT_ID=%s\nSCOPE=%s\nINVOCATION_ID=%s\nBACKEND=%s\nSEQ=%" PRIu64 "\nSLOT=%" PRIu32 "\n"
                         "PID=%d\nSTART=%" PRIu64 "\nINODE=%" PRIu64 "\n"
                         "HELPER_PID=%d\nHELPER_START=%" PRIu64 "\nHELPER_INODE=%" PRIu64 "\n"
                         "REBOOT_UNTIL=%" PRIu64 "\nREBOOT_PRESSED=%d\nEND_CAUSE=%s\n",
-                        boot_id, r->scope, r->invocation_id, r->backend,
+                        boot_id, r->scope, r->invocation_id, r->backend, r->numbers.seq, r->numbers.slot,
                         (int) r->pid, start, pidfd_inode(r->pidfd),
                         (int) r->helper_pid, helper_start, pidfd_inode(r->helper_pidfd), r->reboot_until, r->reboot_pressed,
                         r->end_cause);
@@ -630,5 +630,21 @@ int run_find(Run *r, const char *boot_id) {
         if (k < 0)
                 return k;
         run_ask(r); /* systemd may want it to stop since before we came */
+        return 0;
+}
+
+int run_read_numbers(const char *path, VMNumbers *ret) {
+        _cleanup_free_ char *text = NULL;
+        uint64_t seq, slot;
+        int k;
+
+        k = read_file_all(path, 4096, &text, NULL);
+        if (k < 0)
+                return k;
+        seq = run_file_get_u64(text, "SEQ");
+        slot = run_file_get_u64(text, "SLOT");
+        if (seq == 0 || seq > UINT32_MAX || slot == 0 || slot > VM_SLOTS_MAX)
+                return -ENODATA;
+        *ret = (VMNumbers) { .seq = seq, .slot = (uint32_t) slot };
         return 0;
 }

@@ -8,6 +8,7 @@
 #include "bus/systemd.h"
 #include "core/helper.h"
 #include "core/launcher.h"
+#include "core/store.h"
 
 /* One run of a VM: its VMM, the VMM's parent (the helper) and their units, from the first process until nothing is left of them.
  * It is built by a start, or found again by the run file; either way this is the one place that answers "does it live?". */
@@ -28,6 +29,7 @@ struct Run {
         const RunHandler *handler;
         void *userdata;
         const char *scope, *slice, *run_dir;    /* borrowed from the VM, where they never change */
+        VMNumbers numbers;                      /* the VM's, for a daemon whose database does not know it */
 
         LaunchCall *launch;                     /* while it starts: its connection keeps the helper's pid from being used again */
         pid_t helper_pid, pid;
@@ -36,7 +38,7 @@ struct Run {
         uint64_t died_usec;                     /* CLOCK_MONOTONIC: its end was seen */
         sd_event_source *helper_source, *source, *timer, *ask_timer, *kill_timer, *hint_timer;
         char invocation_id[33];
-        char backend[24];                       /* for a daemon whose database does not know it */
+        char backend[24];                       /* for a daemon whose database has another one */
         uint64_t reboot_until;                  /* CLOCK_MONOTONIC: a reboot is under way, which may take so long; 0: none is */
         bool reboot_pressed;                    /* … and its button was pressed */
         char end_cause[64];                     /* it is about to be killed, and this was the reason; "": it is not */
@@ -82,6 +84,8 @@ int run_check_cgroup(const Run *r, pid_t pid);
  * run is watched as if just started. */
 int run_write_file(Run *r, const char *boot_id);
 int run_find(Run *r, const char *boot_id);
+/* Whose ids the processes have of which this run file is. -ENODATA: it does not tell. */
+int run_read_numbers(const char *path, VMNumbers *ret);
 
 /* Ends it the hard way: SIGKILL to the VMM at once, to all of the scope when the helper has ended or 100 ms later. */
 void run_kill(Run *r);

@@ -596,6 +596,7 @@ int share_new_run(Share *share) {
         share->run->scope = share->scope;
         share->run->slice = vm->slice;
         share->run->run_dir = share->dir;
+        share->run->numbers = (VMNumbers) { .seq = vm->rec.seq, .slot = vm->rec.slot };
         share->run->keeps_dir = &share->renew;
         share->run->leaves_slice = true;
         (void) snprintf(share->run->backend, sizeof(share->run->backend), "%s", share->kind->program_name);

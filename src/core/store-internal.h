@@ -13,12 +13,15 @@ typedef enum Statement {
         STATEMENT_BEGIN,
         STATEMENT_COMMIT,
         STATEMENT_ROLLBACK,
+        STATEMENT_NEXT_SEQ,
         STATEMENT_INSERT_VM,
+        STATEMENT_SET_SEQ,
         STATEMENT_SET_SLOT,
         STATEMENT_INSERT_DEFINITION,
         STATEMENT_UPDATE_VM,
         STATEMENT_UPDATE_DEFINITION,
         STATEMENT_DELETE_VM,
+        STATEMENT_HAS_VM,
         STATEMENT_ADD_EVENT,
         STATEMENT_PRUNE_EVENTS,
         STATEMENT_PRUNE_OLD_EVENTS,
@@ -56,6 +59,8 @@ struct Store {
         void *told_userdata;
         Counter *counters;
         size_t n_counters;
+        VMNumbers *reserved;
+        size_t n_reserved;
 };
 
 static inline void sqlite3_finalizep(sqlite3_stmt **st) {

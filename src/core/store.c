@@ -10,10 +10,14 @@ static const char *const statement_table[_STATEMENT_MAX] = {
         [STATEMENT_BEGIN] = "BEGIN IMMEDIATE",
         [STATEMENT_COMMIT] = "COMMIT",
         [STATEMENT_ROLLBACK] = "ROLLBACK",
+        [STATEMENT_NEXT_SEQ] =
+                "SELECT max(?1, (SELECT coalesce(max(seq), 0) FROM vm), "
+                "(SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'vm')) + 1",
         [STATEMENT_INSERT_VM] =
-                "INSERT INTO vm (id, name, created, owner, backend, intent, state, reason, message, state_since, "
+                "INSERT INTO vm (seq, id, name, created, owner, backend, intent, state, reason, message, state_since, "
                 "started, boot_id, exit_known, exit_code, exit_signal, restart_count, restart_at, start_from) "
-                "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+                "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+        [STATEMENT_SET_SEQ] = "UPDATE vm SET seq = ?2 WHERE id = ?1",
         [STATEMENT_SET_SLOT] = "UPDATE vm SET slot = ?2 WHERE id = ?1",
         [STATEMENT_INSERT_DEFINITION] = "INSERT INTO definition (vm_id, text, next_text) VALUES (?1, ?2, ?3)",
         [STATEMENT_UPDATE_VM] =
@@ -25,6 +29,7 @@ static const char *const statement_table[_STATEMENT_MAX] = {
                 "UPDATE definition SET text = ?2, next_text = ?3 "
                 "WHERE vm_id = ?1 AND (text IS NOT ?2 OR next_text IS NOT ?3)",
         [STATEMENT_DELETE_VM] = "DELETE FROM vm WHERE id = ?1",
+        [STATEMENT_HAS_VM] = "SELECT 1 FROM vm WHERE id = ?1",
         [STATEMENT_ADD_EVENT] =
                 "INSERT INTO event (usec, vm_id, vm_name, type, message, details) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         /* a bounded number at a time, also when the bound was lowered */
@@ -126,6 +131,7 @@ Store *store_close(Store *s) {
         for (size_t i = 0; i < s->n_counters; i++)
                 free(s->counters[i].name);
         free(s->counters);
+        free(s->reserved);
         store_drop_kept(s);
         free(s);
         return NULL;
@@ -254,12 +260,40 @@ int store_end(Store *s, int r) {
         return r;
 }
 
+static bool slot_is_reserved(const Store *s, uint32_t slot) {
+        for (size_t i = 0; i < s->n_reserved; i++)
+                if (s->reserved[i].slot == slot)
+                        return true;
+        return false;
+}
+
+static bool seq_is_reserved(const Store *s, uint64_t seq) {
+        for (size_t i = 0; i < s->n_reserved; i++)
+                if (s->reserved[i].seq == seq)
+                        return true;
+        return false;
+}
+
+/* AUTOINCREMENT alone knows what this database has had. */
+static int next_seq(Store *s, VMRecord *r) {
+        int64_t seq = 0;
+        int k;
+
+        for (size_t i = 0; i < s->n_reserved; i++)
+                seq = MAX(seq, (int64_t) s->reserved[i].seq);
+        k = store_write(s, STATEMENT_NEXT_SEQ, &seq, "i", seq);
+        r->seq = (uint64_t) seq;
+        return k;
+}
+
 /* One after the other, so that none is soon used again, and the next one where another VM has it still. */
 static int take_slot(Store *s, VMRecord *r) {
         for (uint64_t i = 0; i < VM_SLOTS_MAX; i++) {
                 int k;
 
                 r->slot = (uint32_t) ((r->seq - 1 + i) % VM_SLOTS_MAX + 1);
+                if (slot_is_reserved(s, r->slot))
+                        continue;
                 k = store_write(s, STATEMENT_SET_SLOT, NULL, "si", r->id, (int64_t) r->slot);
                 if (k != -EEXIST)
                         return k;
@@ -270,14 +304,16 @@ static int take_slot(Store *s, VMRecord *r) {
 int store_insert_vm(Store *s, VMRecord *r) {
         int k;
 
-        k = store_write(s, STATEMENT_INSERT_VM, NULL, "ssiisisssiisiiiiis", r->id, r->name, (int64_t) r->created,
-                        (int64_t) r->owner, r->backend, (int64_t) r->intent, vm_state_to_string(r->state),
+        k = next_seq(s, r);
+        if (k < 0)
+                return k;
+        k = store_write(s, STATEMENT_INSERT_VM, NULL, "issiisisssiisiiiiis", (int64_t) r->seq, r->id, r->name,
+                        (int64_t) r->created, (int64_t) r->owner, r->backend, (int64_t) r->intent, vm_state_to_string(r->state),
                         strempty(r->reason), strempty(r->message), (int64_t) r->state_since, (int64_t) r->started,
                         r->boot_id, (int64_t) r->exit_known, (int64_t) r->exit_code, (int64_t) r->exit_signal,
                         (int64_t) r->restart_count, (int64_t) r->restart_at, vm_state_to_string(r->start_from));
         if (k < 0)
                 return k;
-        r->seq = (uint64_t) sqlite3_last_insert_rowid(s->db);
         k = take_slot(s, r);
         return k < 0 ? k : store_write(s, STATEMENT_INSERT_DEFINITION, NULL, "sss", r->id, r->definition, r->next_definition);
 }
@@ -305,6 +341,10 @@ int store_delete_vm(Store *s, const char *id) {
         if (r < 0)
                 return r;
         return sqlite3_changes(s->db) > 0 ? 0 : -ENOENT;
+}
+
+int store_has_vm(Store *s, const char *id) {
+        return store_run(s, STATEMENT_HAS_VM, NULL, "s", id);
 }
 
 static int column_dup(sqlite3_stmt *st, int i, char **ret) {
@@ -388,4 +428,30 @@ int store_foreach_vm(Store *s, int (*cb)(VMRecord *r, void *userdata), void *use
                         return r;
         }
         return store_error(s->db, rc);
+}
+
+/* It comes by once more, with its new number, which is its own. */
+static int renumber(VMRecord *r, void *userdata) {
+        Store *s = userdata;
+        int k;
+
+        if (!seq_is_reserved(s, r->seq) && !slot_is_reserved(s, r->slot))
+                return 0;
+        k = next_seq(s, r);
+        if (k >= 0)
+                k = store_write(s, STATEMENT_SET_SEQ, NULL, "si", r->id, (int64_t) r->seq);
+        return k < 0 ? k : take_slot(s, r);
+}
+
+int store_reserve(Store *s, const VMNumbers *numbers, size_t n) {
+        int k;
+
+        s->reserved = new(VMNumbers, n);
+        if (!s->reserved)
+                return -ENOMEM;
+        memcpy(s->reserved, numbers, n * sizeof(VMNumbers));
+        s->n_reserved = n;
+
+        k = store_begin(s);
+        return k < 0 ? k : store_end(s, store_foreach_vm(s, renumber, s));
 }

@@ -54,6 +54,12 @@ void vm_record_done(VMRecord *r);
 /* Deep copy; *ret is undefined before. */
 int vm_record_copy(const VMRecord *r, VMRecord *ret);
 
+/* From which its ids and its vsock's address are made */
+typedef struct VMNumbers {
+        uint64_t seq;
+        uint32_t slot;
+} VMNumbers;
+
 typedef struct Event {
         uint64_t id;            /* grows for ever */
         uint64_t usec;
@@ -94,6 +100,11 @@ int store_insert_vm(Store *s, VMRecord *r);
 /* All but id, name and created. These two: -ENOENT if there is no such VM. */
 int store_update_vm(Store *s, const VMRecord *r);
 int store_delete_vm(Store *s, const char *id);
+/* Whether there is such a VM. >0, 0 or -errno. */
+int store_has_vm(Store *s, const char *id);
+/* Numbers of what runs and is not in the database, an older one: no VM gets one of them or a lower seq, and one that has them gets others.
+ * Before VMs are read; once. */
+int store_reserve(Store *s, const VMNumbers *numbers, size_t n);
 /* In the order of creation; the callback may take the strings out of the record (it is freed with what is left in it).
  * A negative result of the callback ends the walk and is given back. In all walks the callback may use the store, but
  * not roll back. */

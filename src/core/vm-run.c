@@ -583,6 +583,7 @@ int vm_new_run(VM *vm) {
         vm->run->scope = vm->scope;
         vm->run->slice = vm->slice;
         vm->run->run_dir = vm->run_dir;
+        vm->run->numbers = (VMNumbers) { .seq = vm->rec.seq, .slot = vm->rec.slot };
         vm->run->n_others = &vm->n_share_runs;
         vm->slice_made = false;
         return 0;

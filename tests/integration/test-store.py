@@ -10,9 +10,12 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
+from vmunit_beds import status
+from invariants import ids_of
 
 import glob
 import random
+import shutil
 import sqlite3
 
 STATE = "/var/lib/vmunit"
@@ -409,6 +412,71 @@ def _():
     start_daemon()
     wait_for(lambda: os.path.getmtime(newest_copy()) > old + 3600, 20, "a copy on the next day", poll=0.1)
     manager.remove_all()
+
+
+def put_back(copy):
+    """In the place of the database, of which a copy is given, while the daemon is away."""
+    stop_daemon()
+    now = f"{STATE}/copy-{time.monotonic_ns()}"
+    shutil.copy(DATABASE, now)
+    for path in glob.glob(DATABASE + "*"):
+        os.unlink(path)
+    if copy:
+        shutil.copy(copy, DATABASE)
+    else:
+        shutil.copy(now, DATABASE)
+    start_daemon()
+    return now
+
+
+def identity(vm):
+    """Of one that runs: slot and number, and its VMM's uid"""
+    return (*ids_of(vm.Id), int(status(vm.LeaderPID, "Uid")[0]))
+
+
+@test("what runs and is unknown to the copy that was gone back to shares its ids with nobody, then or later", timeout=120)
+def _():
+    manager.remove_all()
+    manager.create("known", tiny_definition())
+    copy = put_back(None)
+    strangers = []
+
+    def run_new(name):
+        vm = manager.create(name, tiny_definition())
+        vm.start()
+        strangers.append((vm.Id, vm.Unit, vm.Slice))
+        return identity(vm)
+    try:
+        taken = [run_new("first")]
+        for _ in range(2):                      # the second time there is one that the next daemon finds again
+            put_back(copy)
+            assert [name for name, *_ in manager.list()] == ["known"]
+            taken.append(run_new(f"other{len(taken)}"))
+        kill_daemon()
+        manager.create("rests", tiny_definition())
+        newer = put_back(copy)                  # to which it is unknown as well, and runs nowhere
+        taken.append(run_new("last"))
+        assert all(len(set(column)) == len(taken) for column in zip(*taken)), taken
+
+        put_back(newer)                         # in which another has what "last" runs with
+        rests = VM("rests")
+        rests.start()
+        taken.append(identity(rests))
+        rests.kill()
+        taken.append(run_new("more"))
+        assert all(len(set(column)) == len(taken) for column in zip(*taken)), taken
+        before = ids_of(rests.Id)
+        kill_daemon()
+        assert ids_of(rests.Id) == before
+    finally:
+        manager.remove_all()
+        for vm_id, scope, slice_ in strangers:
+            systemctl("kill", "-s", "KILL", scope, check=False)
+            wait_unit_gone(slice_)
+            shutil.rmtree(f"/run/vmunit/vms/{vm_id}", ignore_errors=True)
+            shutil.rmtree(f"{STATE}/vms/{vm_id}", ignore_errors=True)
+        for path in glob.glob(STATE + "/copy-*"):
+            os.unlink(path)
 
 
 # Files that are none

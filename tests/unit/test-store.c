@@ -642,6 +642,35 @@ static void test_slots(void) {
         ok(slots[0] == VM_SLOTS_MAX && slots[1] == 1 && slots[2] == 3 && slots[3] == 4, "a slot is used again as late as can be, and never twice");
 }
 
+/* What runs with numbers of a database that this one is an older copy of */
+static void test_reserved(void) {
+        static const VMNumbers reserved[] = { { .seq = 2, .slot = 2 }, { .seq = 40000, .slot = 3 } };
+        _cleanup_(store_closep) Store *s = NULL;
+        VMRecord r;
+
+        fresh();
+        s = open_store();
+        for (unsigned i = 1; i <= 4; i++)
+                check(insert(s, i) == 0);
+        ok(store_has_vm(s, record(4).id) == 1 && store_has_vm(s, record(5).id) == 0, "which VMs there are");
+        is_int(store_reserve(s, reserved, ELEMENTSOF(reserved)), 0, "numbers are reserved");
+
+        check(store_begin(s) == 0);
+        r = record(5);
+        check(store_insert_vm(s, &r) == 0 && store_commit(s) == 0);
+        ok(r.seq == 40003 && r.slot == 40003 % VM_SLOTS_MAX, "a new VM comes after those that had to move: %llu, %u", (unsigned long long) r.seq, r.slot);
+        s = store_close(s);
+        check(foreign("DELETE FROM vm WHERE seq = 40003; UPDATE sqlite_sequence SET seq = 32768 WHERE name = 'vm'") == SQLITE_OK);
+        ok(foreign("CREATE TEMP TABLE x (n INTEGER CHECK (n = 4)); INSERT INTO x SELECT count(*) FROM vm WHERE "
+                   "(seq, slot) IN (VALUES (1, 1), (4, 4), (40001, 7234), (40002, 7235))") == SQLITE_OK, "who had one of them has others, for good");
+
+        s = open_store();
+        check(store_begin(s) == 0);
+        r = record(6);
+        check(store_insert_vm(s, &r) == 0 && store_commit(s) == 0);
+        ok(r.seq == 40003, "nobody gets the number of one that moved");
+}
+
 static void test_wrong_database(void) {
         _cleanup_(store_closep) Store *s = NULL;
 
@@ -780,6 +809,7 @@ int main(void) {
         test_not_a_database();
         test_deleted();
         test_slots();
+        test_reserved();
         test_wrong_database();
         test_corrupt();
         test_access();
