@@ -17,6 +17,13 @@ static int check_boot(const Definition *d, sd_bus_error *error) {
         return vmm_refuse(error, "boot.firmware: Cloud Hypervisor has no \"%s\"; write %s", firmware, boot_instead);
 }
 
+static int check_cmdline(const Definition *d, sd_bus_error *error) {
+        for (const char *p = strempty(d->cmdline); *p; p++)
+                if (*p < ' ' || *p > '~')
+                        return vmm_refuse(error, "boot.cmdline: Cloud Hypervisor takes printable ASCII characters alone");
+        return 0;
+}
+
 static int check_networks(const Definition *d, sd_bus_error *error) {
         for (size_t i = 0; i < d->n_networks; i++)
                 return vmm_refuse(error, d->networks[i].type == NETWORK_USER ?
@@ -45,6 +52,8 @@ int cloud_hypervisor_check(const Definition *d, const char *version, sd_bus_erro
         r = check_disks(d, version, error);
         if (r >= 0)
                 r = check_boot(d, error);
+        if (r >= 0)
+                r = check_cmdline(d, error);
         return r < 0 ? r : check_networks(d, error);
 }
 

@@ -13,12 +13,28 @@
  * themselves (k: the keyboard controller's reset is the only one), and what spares a Linux the look for what is not there. */
 #define CMDLINE_DEFAULT "console=ttyS0 reboot=k panic=1 pci=off i8042.noaux i8042.nomux i8042.dumbkbd"
 
+/* It appends each device, with an interrupt from 5 on, and later versions that there is no PCI. */
+#define CMDLINE_MAX 2047U
+#define DEVICE_APPENDED strlen(" virtio_mmio.device=4K@0xd0000000:10")
+#define DEVICES_SHORT_MAX 5U            /* whose interrupt has one digit */
+#define PCI_OFF_VERSION "1.13"
+
 typedef struct Context {
         const LaunchParams *params;
         const Definition *definition;
         LaunchPlan *plan;
         int events, config;             /* fds */
 } Context;
+
+static int check_cmdline(const Definition *d, const char *version, sd_bus_error *error) {
+        size_t n = d->n_disks + d->vsock, max = CMDLINE_MAX - n * DEVICE_APPENDED + MIN(n, (size_t) DEVICES_SHORT_MAX);
+
+        if (!isempty(version) && strverscmp(version, PCI_OFF_VERSION) >= 0)
+                max -= strlen(" pci=off");
+        if (strlen(strempty(d->cmdline)) <= max)
+                return 0;
+        return vmm_refuse(error, "boot.cmdline: firecracker takes at most %zu bytes with %zu disks and vsocks, for it appends what they are", max, n);
+}
 
 int firecracker_check(const Definition *d, const char *version, sd_bus_error *error) {
         if (d->accel == ACCEL_TCG)
@@ -39,7 +55,7 @@ int firecracker_check(const Definition *d, const char *version, sd_bus_error *er
                 return vmm_refuse(error, d->networks[0].type == NETWORK_USER ?
                                   "networks[0].type: firecracker has no user mode network, it needs a tap" :
                                   "networks[0].type: not supported with firecracker yet");
-        return 0;
+        return check_cmdline(d, version, error);
 }
 
 /* The boot protocol of Linux on x86, Documentation/arch/x86/boot.rst */

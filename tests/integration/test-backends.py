@@ -378,6 +378,7 @@ def _():
     for name, begins, over in (("cloud-hypervisor", "accel: ", {"accel": "tcg"}),
                                ("cloud-hypervisor", "cpus: ", {"cpus": 255}),
                                ("cloud-hypervisor", "boot.firmware: ", {"boot": {"kernel": None, "firmware": "uefi"}}),
+                               ("cloud-hypervisor", "boot.cmdline: ", {"boot": {"cmdline": "name=Müller"}}),
                                ("cloud-hypervisor", "networks[0].type: ", {"networks": [{"name": "a", "type": "user"}]}),
                                ("qemu", "networks[0].type: ", {"networks": [{"name": "a", "type": "tap"}]})):
         with expect_error("NotSupported", begins=begins):
@@ -385,6 +386,21 @@ def _():
         with vm_of(tiny_definition(backend=name)) as vm, expect_error("NotSupported", begins=begins):
             vm.update(over)
     assert not manager.list()
+
+
+@test("a command line is refused where Firecracker has no room for what it appends, and runs if it has just that", timeout=60)
+def _():
+    for n, longest in ((0, 2047), (1, 2012), (18, 1404)):
+        over = {"disks": [{"name": f"d{i}", "path": TINY, "readonly": True} for i in range(n)]}
+        if longest < 2047:
+            with expect_error("NotSupported", str(longest), begins="boot.cmdline: "):
+                manager.create("no", fc(boot={"cmdline": "a" * (longest + 1)}, **over))
+        with vm_of(fc(boot={"cmdline": "a" * longest}, **over), start=True) as vm:
+            vm.wait_log(b"TINY-UP")
+            if n == 0:
+                vm.kill()
+                with expect_error("NotSupported", "2012", begins="boot.cmdline: "):
+                    vm.update({"disks": [{"name": "a", "path": TINY, "readonly": True}]})
 
 
 @test("a compressed kernel is refused at create by who can't read it; one that is not there may come later", timeout=60)

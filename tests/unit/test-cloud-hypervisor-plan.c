@@ -44,6 +44,12 @@ static void test_refusals(void) {
         expect_refusal(&d, "disks: ");
 
         d = good;
+        d.cmdline = (char *) " console=ttyS0 ~";
+        is_int(cloud_hypervisor_check(&d, "", NULL), 0, "a command line in ASCII is fine");
+        d.cmdline = (char *) "name=M\xc3\xbcller";
+        expect_refusal(&d, "boot.cmdline: Cloud Hypervisor ");
+
+        d = good;
         d.kernel = NULL;
         expect_refusal(&d, "boot.firmware: ");
         d.firmware = (char *) "uefi";

@@ -581,12 +581,27 @@ static void test_many_disks(Definition *d) {
                 (void) unlink(paths[i]);
 }
 
+/* What is refused before is refused by it as well. */
+static void test_cmdline(void) {
+        Definition d = { .kernel = elf, .cmdline = (char *) "name=??" };
+        Guest g;
+        Reply r;
+
+        guest_spawn(&g, &d);
+        memcpy(strstr(g.config, "??"), "\xc3\xa4", 2);
+        ok(boot(&g, &r) == -EREMOTEIO && strstr(r.message, "non-printable ASCII"), "a command line that is not ASCII: %s", r.message);
+        guest_stop(&g);
+        d.cmdline = (char *) "name=\xc3\xa4";
+        is_int((CH.check)(&d, "", NULL), -EOPNOTSUPP, "… is refused before");
+}
+
 static void test_refusals(Definition *d) {
         Definition bad = { .kernel = bios };
         Guest g;
         Reply r;
 
         boot_fails(&bad, "Invalid bzImage", "a kernel that is none");
+        test_cmdline();
 
         guest_spawn(&g, d);
         is_int(refused(&g, CH.pause, &r), -EREMOTEIO, "pause before the boot: %s", r.message);

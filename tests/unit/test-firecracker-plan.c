@@ -54,6 +54,36 @@ static void test_refusals(void) {
         expect_refusal(&good, "disks[17].format: firecracker ");
 }
 
+/* It has to fit in 2047 bytes with what Firecracker appends to it; the figures were tried with 1.12.1. */
+static void test_cmdline(void) {
+        static const struct {
+                size_t n_disks;
+                bool vsock;
+                const char *version;
+                size_t max;
+        } table[] = {
+                { 0,  false, "1.12.1", 2047 }, { 1,  false, "1.12.1", 2012 }, { 4,  false, "1.12.1", 1907 }, { 4, true,  "1.12.1", 1872 },
+                { 6,  false, "1.12.1", 1836 }, { 17, true,  "1.12.1", 1404 }, { 18, false, "1.7",    1404 }, { 0, true,  "",       2012 },
+                { 0,  false, "1.13.0", 2039 }, { 1,  false, "1.17.0", 2004 }, /* pci=off is appended as well */
+        };
+        char line[2049];
+
+        for (size_t i = 0; i < ELEMENTSOF(table); i++) {
+                _cleanup_(sd_bus_error_free) sd_bus_error error = SD_BUS_ERROR_NULL;
+                Disk disks[18] = {};
+                Definition d = { .kernel = (char *) "/k", .cpus = 1, .memory = 8 << 20, .cmdline = line, .disks = disks,
+                                 .n_disks = table[i].n_disks, .vsock = table[i].vsock };
+
+                memset(line, 'a', sizeof(line));
+                line[table[i].max] = 0;
+                is_int(firecracker_check(&d, table[i].version, NULL), 0, "%zu bytes are fine with %zu disks%s and version %s", table[i].max,
+                       table[i].n_disks, table[i].vsock ? ", a vsock" : "", table[i].version);
+                line[table[i].max] = 'a';
+                line[table[i].max + 1] = 0;
+                golden_refused(firecracker_check(&d, table[i].version, &error), &error, "boot.cmdline: firecracker ");
+        }
+}
+
 static void test_kernels(void) {
         static const struct {
                 const char *magic;
@@ -146,6 +176,7 @@ static void test_exit_cause(void) {
 int main(void) {
         golden_run(TEST_DIR "/golden/firecracker", firecracker_check, plan_for);
         test_refusals();
+        test_cmdline();
         test_kernels();
         test_no_kernels();
         test_locks();
