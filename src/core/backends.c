@@ -402,9 +402,9 @@ int manager_check_backend(Manager *m, const VMMOps *ops, const Definition *d, co
         int r;
 
         if (ops->needs_vhost_vsock && d->vsock && m->no_vhost_vsock) {
-                (void) sd_bus_error_set(error, VMUNIT_ERROR_NOT_SUPPORTED,
-                                        "vsock: QEMU needs /dev/vhost-vsock, which can't be opened here; try modprobe vhost_vsock, "
-                                        "or another back end");
+                (void) sd_bus_error_setf(error, VMUNIT_ERROR_NOT_SUPPORTED,
+                                         "vsock: %s needs /dev/vhost-vsock, which can't be opened here; try modprobe vhost_vsock, "
+                                         "or another back end", ops->title);
                 return -EOPNOTSUPP;
         }
         r = ops->check(d, version, error);
@@ -419,8 +419,17 @@ static const VMMOps *listed(char *name) {
         return (int) b >= 0 ? vmm_ops(b) : NULL;
 }
 
+static size_t n_features(const VMMOps *ops) {
+        size_t n = 0;
+
+        while (ops->features[n].name)
+                n++;
+        return n;
+}
+
 static int check_any(Manager *m, const Definition *d, const FileHead *kernel, sd_bus_error *error) {
         _cleanup_(sd_bus_error_free) sd_bus_error first = SD_BUS_ERROR_NULL;
+        size_t most = 0;
         int r, result = 0;
 
         STRV_FOREACH(name, m->config->backends) {
@@ -430,8 +439,9 @@ static int check_any(Manager *m, const Definition *d, const FileHead *kernel, sd
                 r = ops ? manager_check_backend(m, ops, d, kernel, &e) : 0;
                 if (ops && r >= 0)
                         return 0;
-                /* QEMU can do the most, so what it lacks says most. */
-                if (ops && (result == 0 || ops->backend == BACKEND_QEMU)) {
+                /* What that one lacks that can do the most says most. */
+                if (ops && n_features(ops) > most) {
+                        most = n_features(ops);
                         result = r;
                         sd_bus_error_free(&first);
                         (void) sd_bus_error_move(&first, &e);

@@ -27,18 +27,7 @@
 #define SHARE_CAUSE "virtiofsd-crashed:" /* what the run file says of a VM that is ended for that, with the share's tag */
 
 const char *vm_backend_title(const VM *vm) {
-        if (!vm->ops)
-                return "the VMM";
-        switch (vm->ops->backend) {
-        case BACKEND_QEMU:
-                return "QEMU";
-        case BACKEND_CLOUD_HYPERVISOR:
-                return "Cloud Hypervisor";
-        case BACKEND_FIRECRACKER:
-                return "Firecracker";
-        default:
-                return "the VMM";
-        }
+        return vm->ops ? vm->ops->title : "the VMM";
 }
 
 void vm_describe_exit(VM *vm, char *buf, size_t size) {

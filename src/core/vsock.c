@@ -25,6 +25,7 @@ typedef struct VSockCall {
         vsock_cb cb;
         void *userdata;
         char name[64];
+        const char *title;              /* the VMM's */
         uint32_t port;
         LaunchCall *launch;
         HelperCall *helper;
@@ -32,6 +33,7 @@ typedef struct VSockCall {
         int fd;
         sd_event_source *io, *deadline;
         uint64_t asked_usec;
+        bool refused;                   /* the guest says that nobody listens */
         char answer[ANSWER_MAX];
         size_t n_answer;
 } VSockCall;
@@ -54,24 +56,40 @@ static VSockCall *vsock_call_free(VSockCall *c) {
         return NULL;
 }
 
+static int vsock_error(const VSockCall *c, int error, sd_bus_error *e) {
+        if (c->refused)
+                return sd_bus_error_setf(e, VMUNIT_ERROR_BACKEND_FAILED,
+                                         "%s: no such port: nobody listens on vsock port %u in its guest", c->name, c->port);
+        switch (error) {
+        case -ETIMEDOUT:
+                return sd_bus_error_setf(e, VMUNIT_ERROR_TIMEOUT,
+                                         "%s: its guest does not answer on vsock port %u; it may not have booted yet", c->name, c->port);
+        /* of sockets on the host, which tell nothing of ports */
+        case -ECONNREFUSED:
+        case -ENOENT:
+                return sd_bus_error_setf(e, VMUNIT_ERROR_BACKEND_FAILED,
+                                         "%s: can't connect to vsock port %u: %s takes no connections now, as when it ends or its guest is reset",
+                                         c->name, c->port, c->title);
+        default:
+                return sd_bus_error_setf(e, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't connect to vsock port %u: %s", c->name, c->port,
+                                         strerror(-error));
+        }
+}
+
 static void vsock_finish(VSockCall *c, int error, int fd) {
         _cleanup_(sd_bus_error_free) sd_bus_error e = SD_BUS_ERROR_NULL;
 
-        if (error == -ECONNRESET || error == -ECONNREFUSED)
-                sd_bus_error_setf(&e, VMUNIT_ERROR_BACKEND_FAILED, "%s: no such port: nobody listens on vsock port %u in its guest",
-                                  c->name, c->port);
-        else if (error == -ETIMEDOUT)
-                sd_bus_error_setf(&e, VMUNIT_ERROR_TIMEOUT, "%s: its guest does not answer on vsock port %u; it may not have booted yet",
-                                  c->name, c->port);
-        else if (error < 0)
-                sd_bus_error_setf(&e, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't connect to vsock port %u: %s", c->name, c->port,
-                                  strerror(-error));
+        if (error < 0)
+                (void) vsock_error(c, error, &e);
         c->cb(c->userdata, error < 0 ? &e : NULL, fd);
         vsock_call_free(c);
 }
 
 static void on_launched(void *userdata, int error, int fd) {
-        vsock_finish(userdata, error, fd);
+        VSockCall *c = userdata;
+
+        c->refused = error == -ECONNRESET;
+        vsock_finish(c, error, fd);
 }
 
 /* Byte by byte, for what follows the line is the guest's. -EAGAIN: not whole yet. */
@@ -85,18 +103,19 @@ static int read_answer(VSockCall *c) {
                 if (n < 0)
                         return errno == EINTR ? -EAGAIN : -errno;
                 if (n == 0)
-                        return -ECONNREFUSED;
+                        return -ECONNRESET;
                 c->n_answer++;
         }
         return strncmp(c->answer, "OK ", 3) == 0 ? 0 : -EBADMSG;
 }
 
 /* The end of the connection in the place of an answer. */
-static int why_closed(const VSockCall *c) {
+static int why_closed(VSockCall *c) {
         uint64_t now = c->asked_usec;
 
         (void) sd_event_now(c->event, CLOCK_MONOTONIC, &now);
-        return now - c->asked_usec < VMM_PATIENCE_USEC ? -ECONNREFUSED : -ETIMEDOUT;
+        c->refused = now - c->asked_usec < VMM_PATIENCE_USEC;
+        return c->refused ? -ECONNRESET : -ETIMEDOUT;
 }
 
 /* The client's is one that blocks, as consoles do and what the kernel gives for QEMU. */
@@ -112,7 +131,7 @@ static int on_answer(sd_event_source *source, int fd, uint32_t revents, void *us
         if (r == -EAGAIN)
                 return 0;
         c->io = sd_event_source_disable_unref(c->io);
-        if (r == -ECONNREFUSED || r == -ECONNRESET)
+        if (r == -ECONNRESET)
                 r = why_closed(c);
         if (r >= 0)
                 r = make_blocking(c->fd);
@@ -144,8 +163,6 @@ static void on_connected(void *userdata, int error, int fd) {
         VSockCall *c = userdata;
 
         c->fd = fd;
-        if (error == -ECONNREFUSED) /* by the VMM's socket, which is about to go or to be made anew: that tells nothing of ports */
-                error = -ENOTCONN;
         if (error >= 0)
                 error = ask_vmm(c);
         if (error < 0)
@@ -157,7 +174,7 @@ static int begin(VSockCall *c, VM *vm) {
 
         if (!path)
                 return -ENOMEM;
-        if (vm->ops->backend == BACKEND_QEMU)
+        if (vm->ops->needs_vhost_vsock)
                 return launch_vsock(vm->manager->event, vm_vsock_cid(vm), c->port, VSOCK_TIMEOUT_USEC, on_launched, c, &c->launch);
         return helper_open_vsock(vm->manager->event, path, VSOCK_TIMEOUT_USEC, on_connected, c, &c->helper);
 }
@@ -172,16 +189,26 @@ int vm_open_vsock(VM *vm, uint32_t port, vsock_cb cb, void *userdata, sd_bus_err
         if (!vm_look(vm))
                 return sd_bus_error_setf(error, VMUNIT_ERROR_NOT_RUNNING, "%s: it is not running", vm->rec.name);
 
+        if (vm->rec.state == VM_PAUSED)
+                return sd_bus_error_setf(error, VMUNIT_ERROR_INVALID_STATE, "%s: it is paused, so its guest can't answer; Resume it first",
+                                         vm->rec.name);
+
         c = new(VSockCall, 1);
         if (!c)
                 return sd_bus_error_set_errno(error, -ENOMEM);
-        *c = (VSockCall) { .cb = cb, .userdata = userdata, .port = port, .event = vm->manager->event, .fd = -EBADF };
+        *c = (VSockCall) {
+                .cb = cb,
+                .userdata = userdata,
+                .title = vm_backend_title(vm),
+                .port = port,
+                .event = vm->manager->event,
+                .fd = -EBADF,
+        };
         (void) snprintf(c->name, sizeof(c->name), "%s", vm->rec.name);
         r = begin(c, vm);
         if (r < 0) {
+                r = vsock_error(c, r, error);
                 vsock_call_free(c);
-                return sd_bus_error_setf(error, VMUNIT_ERROR_BACKEND_FAILED, "%s: can't connect to its vsock: %s", vm->rec.name,
-                                         strerror(-r));
         }
-        return 0;
+        return MIN(r, 0);
 }

@@ -532,6 +532,7 @@ static VMMEvent ch_exit_cause(int status, const char *output) {
 
 const VMMOps cloud_hypervisor_ops = {
         .backend = BACKEND_CLOUD_HYPERVISOR,
+        .title = "Cloud Hypervisor",
         .program = PROGRAM_CLOUD_HYPERVISOR,
         .socket = "api",
         .features = (const VMMFeature[]) {

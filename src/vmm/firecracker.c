@@ -414,6 +414,7 @@ static VMMEvent firecracker_exit_cause(int status, const char *output) {
 
 const VMMOps firecracker_ops = {
         .backend = BACKEND_FIRECRACKER,
+        .title = "Firecracker",
         .program = PROGRAM_FIRECRACKER,
         .socket = "api",
         .features = (const VMMFeature[]) { { "disks" }, { "vsock" }, {} },

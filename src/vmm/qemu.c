@@ -639,6 +639,7 @@ static VMMEvent qemu_exit_cause(int status, const char *output) {
 
 const VMMOps qemu_ops = {
         .backend = BACKEND_QEMU,
+        .title = "QEMU",
         .program = PROGRAM_QEMU,
         .socket = "qmp",
         .features = (const VMMFeature[]) {

@@ -133,6 +133,7 @@ typedef struct VMMFeature {
 
 struct VMMOps {
         Backend backend;
+        const char *title;      /* for people: "QEMU" */
         Program program;
         const char *socket;     /* name of the API socket, in the VM's directory below /run or in EXEC_SOCKETS_DIR */
         const VMMFeature *features; /* for the property Backends; the last has no name */

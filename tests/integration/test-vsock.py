@@ -232,13 +232,16 @@ def _():
         assert echoes(stuck)
 
 
-@test("other ports of it: nobody listens there; the VMM's pause: no answer, until it goes on", timeout=90, not_on=OWN)
+@test("other ports of it: nobody listens there; a VM that is paused is told as such, at once", timeout=90, not_on=OWN)
 def _():
     with guest_up() as vm:
         for port in (0, 77, ECHO - 1, 2**32 - 2):
             refused(vm, port)
         vm.pause()
-        with expect_error("Timeout", text=f"port {ECHO}"):
+        with expect_error("InvalidState", text="paused"):
+            open_vsock(vm, ECHO)
+        kill_daemon()
+        with expect_error("InvalidState", text="paused"):
             open_vsock(vm, ECHO)
         vm.resume()
         refused(vm, 77)
@@ -365,8 +368,18 @@ def _():
                 with expect_error("BackendFailed", text="port 77"):
                     open_vsock(vm, 77)
         with instead_of_guest(vm, NOBODY):
-            with expect_error("BackendFailed", text="can't connect to vsock port 77"):
+            with expect_error("BackendFailed", text="can't connect to vsock port 77: " + TITLE + " takes no connections now"):
                 open_vsock(vm, 77)
+        for path in (f"/proc/{vm.LeaderPID}/root/vm/vsock", f"/run/vmunit/vms/{vm.Id}/exec"):
+            os.rename(path, path + ".away")
+            with expect_error("BackendFailed", text="can't connect to vsock port 77: " + TITLE + " takes no connections now"):
+                open_vsock(vm, 77)
+            if path.endswith("exec"):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as nobody:
+                    nobody.bind(path)           # and does not listen, as the one of a helper that has ended
+                    with expect_error("BackendFailed", text="can't connect to vsock port 77: " + TITLE + " takes no connections now"):
+                        open_vsock(vm, 77)
+            os.rename(path + ".away", path)
         with instead_of_guest(vm, b""):
             with expect_error("BackendFailed", text="no such port"):
                 open_vsock(vm, 78)
