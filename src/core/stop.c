@@ -20,7 +20,7 @@
 #endif
 /* How long a guest is waited for whose share is dead */
 #define SHARE_LOST_USEC (10 * USEC_PER_SEC)
-/* … and one that may not have been asked, where there is no other limit */
+/* … and one that has not been asked, as far as is known, where there is no other limit */
 #define UNHEARD_USEC (20 * USEC_PER_SEC)
 
 typedef enum StopPhase { PHASE_BUTTON, PHASE_QUIT, PHASE_KILL } StopPhase;
@@ -31,8 +31,8 @@ struct Stop {
         bool kill;              /* asked for by Kill */
         bool forced;
         bool pressed;           /* the button */
-        bool asked;             /* and the VMM did not refuse to */
-        bool unheard;           /* whether it did is not known */
+        bool asked;             /* and the VMM did not refuse to, */
+        bool heard;             /* but said that it was */
         uint64_t until_usec;    /* CLOCK_MONOTONIC: the button's time-out, USEC_INFINITY: none */
         sd_event_source *timer;
 };
@@ -97,9 +97,7 @@ static uint64_t from_now(Stop *s, uint64_t usec) {
 
 /* For as long as asked for; not for ever where the guest may never hear of it. */
 static void stop_wait(Stop *s) {
-        bool heard = vm_is_connected(s->vm) && !s->unheard;
-
-        stop_set_timer(s, s->until_usec == USEC_INFINITY && !heard ? from_now(s, UNHEARD_USEC) : s->until_usec);
+        stop_set_timer(s, s->until_usec == USEC_INFINITY && !s->heard ? from_now(s, UNHEARD_USEC) : s->until_usec);
 }
 
 /* Replies carry the VM, for the stop may be over by then. */
@@ -110,15 +108,20 @@ static void on_quit(void *userdata, int error, const char *message) {
                 stop_phase(vm->stop, PHASE_KILL);
 }
 
+/* Lost most often for its end; and one that hangs for a while may obey when it goes on. */
+static bool may_be_pressed(int error) {
+        return error == -EPIPE || error == -ECANCELED || error == -ETIMEDOUT;
+}
+
 static void on_button(void *userdata, int error, const char *message) {
         VM *vm = userdata;
 
         if (error == 0)
                 (void) FAULT_POINT("stop.pressed", FAULT_VMM, vm_leader_pid(vm));
-        if (error == 0 || !vm->stop || vm->stop->phase != PHASE_BUTTON)
+        if (!vm->stop || vm->stop->phase != PHASE_BUTTON || may_be_pressed(error))
                 return;
-        if (error == -EPIPE || error == -ECANCELED) { /* most often of its end */
-                vm->stop->unheard = true;
+        if (error == 0) {
+                vm->stop->heard = true;
                 stop_wait(vm->stop);
                 return;
         }
@@ -142,12 +145,16 @@ static void press_button(VM *vm) {
                 on_button(vm, r, NULL);
 }
 
+static void ask_guest(VM *vm);
+
 static void on_resumed(void *userdata, int error, const char *message) {
         VM *vm = userdata;
 
         if (!vm->stop || vm->stop->phase != PHASE_BUTTON || !vm_is_connected(vm))
                 return;
-        if (error < 0)
+        if (error == -ETIMEDOUT) /* its button is of no use before */
+                ask_guest(vm);
+        else if (error < 0)
                 on_button(vm, error, message);
         else
                 press_button(vm);

@@ -15,7 +15,8 @@
 
 typedef enum Op { OP_CREATE, OP_BOOT, OP_PAUSE, OP_RESUME, OP_POWER_BUTTON, OP_RESET, OP_QUIT, OP_COUNTERS, OP_INFO } Op;
 
-/* state: the one that follows, UNKNOWN if none does. refused: what it says that is in that state already, in all versions. */
+/* timeout_usec: what is given up is not obeyed later. state: the one that follows, UNKNOWN if none does. refused: what it says that is in
+ * that state already, in all versions. */
 static const struct {
         const char *method, *path;
         uint64_t timeout_usec;
@@ -28,7 +29,7 @@ static const struct {
                               "InvalidStateTransition(Paused, Paused)" },
         [OP_RESUME]       = { "PUT", "/api/v1/vm.resume", VMM_TIMEOUT_USEC, VMM_STATE_RUNNING,
                               "InvalidStateTransition(Running, Running)" },
-        [OP_POWER_BUTTON] = { "PUT", "/api/v1/vm.power-button", VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
+        [OP_POWER_BUTTON] = { "PUT", "/api/v1/vm.power-button", USEC_INFINITY, VMM_STATE_UNKNOWN, NULL },
         [OP_RESET]        = { "PUT", "/api/v1/vm.reboot", BOOT_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
         [OP_QUIT]         = { "PUT", "/api/v1/vmm.shutdown", VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },
         [OP_INFO]         = { "GET", "/api/v1/vm.info", VMM_TIMEOUT_USEC, VMM_STATE_UNKNOWN, NULL },

@@ -190,7 +190,8 @@ static void on_answer(void *userdata, int error, unsigned status, const char *bo
                 ask_state(f);
 }
 
-static int send_call(VMM *v, const char *method, const char *path, const char *body, VMMState state, vmm_reply_cb cb, void *userdata) {
+static int send_call(VMM *v, const char *method, const char *path, const char *body, VMMState state, uint64_t timeout_usec, vmm_reply_cb cb,
+                     void *userdata) {
         Firecracker *f = (Firecracker *) v;
         VMMCall *call;
         int r;
@@ -200,23 +201,24 @@ static int send_call(VMM *v, const char *method, const char *path, const char *b
         r = vmm_call_new(v, (int) state, cb, userdata, &call);
         if (r < 0)
                 return r;
-        r = http_request(f->http, method, path, body, VMM_TIMEOUT_USEC, on_answer, call);
+        r = http_request(f->http, method, path, body, timeout_usec, on_answer, call);
         if (r < 0)
                 vmm_call_drop(call);
         return r;
 }
 
 static int firecracker_pause(VMM *v, vmm_reply_cb cb, void *userdata) {
-        return send_call(v, "PATCH", "/vm", "{\"state\":\"Paused\"}", VMM_STATE_PAUSED, cb, userdata);
+        return send_call(v, "PATCH", "/vm", "{\"state\":\"Paused\"}", VMM_STATE_PAUSED, VMM_TIMEOUT_USEC, cb, userdata);
 }
 
 static int firecracker_resume(VMM *v, vmm_reply_cb cb, void *userdata) {
-        return send_call(v, "PATCH", "/vm", "{\"state\":\"Resumed\"}", VMM_STATE_RUNNING, cb, userdata);
+        return send_call(v, "PATCH", "/vm", "{\"state\":\"Resumed\"}", VMM_STATE_RUNNING, VMM_TIMEOUT_USEC, cb, userdata);
 }
 
-/* There is no button: by this Linux reboots, and a reboot is Firecracker's end. */
+/* There is no button: by this Linux reboots, and a reboot is Firecracker's end. A request that is given up is not obeyed later. */
 static int firecracker_power_button(VMM *v, vmm_reply_cb cb, void *userdata) {
-        return send_call(v, "PUT", "/actions", "{\"action_type\":\"SendCtrlAltDel\"}", VMM_STATE_UNKNOWN, cb, userdata);
+        return send_call(v, "PUT", "/actions", "{\"action_type\":\"SendCtrlAltDel\"}", VMM_STATE_UNKNOWN, USEC_INFINITY, cb,
+                         userdata);
 }
 
 /* It was told what to boot when it was executed, and does so by itself. */

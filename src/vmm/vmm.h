@@ -158,7 +158,7 @@ struct VMMOps {
         int (*connect)(sd_event *e, const char *dir, vmm_event_cb handler, void *userdata, VMM **ret);
         void (*free)(VMM *v); /* also from within any callback */
 
-        /* Asynchronous, each with a deadline of its own. Boot succeeds when the VMM itself says that the guest runs; it may be
+        /* Asynchronous, each with a deadline of its own, but for the button: one that hangs and goes on is to obey still. Boot succeeds when the VMM itself says that the guest runs; it may be
          * asked for at once after connect(), before CONNECTED; config is that of the plan, copied if kept. Pause and resume are
          * idempotent. */
         int (*boot)(VMM *v, const char *config, vmm_reply_cb cb, void *userdata);

@@ -261,6 +261,20 @@ def _():
             vm.start()
 
 
+@test("a VMM that hangs for longer than a call may take, and goes on: the guest hears of its Stop, and has all of its time", timeout=90)
+def _():
+    with running(stopTimeout="1h") as vm, running(stopTimeout="1h") as paused:
+        paused.pause()
+        with stopped_process(vm.LeaderPID), stopped_process(paused.LeaderPID):
+            stops = [vm.stop_async(), paused.stop_async()]
+            late = time.monotonic() + 11
+            wait_for(lambda: time.monotonic() > late, 60, poll=0.1)
+            assert [words(v) for v in (vm, paused)] == [("Stopping", "")] * 2 and not any(stop.done for stop in stops)
+        assert gather(stops, 60) == [None, None], [stop.error for stop in stops]
+        for v in (vm, paused):
+            assert words(v) == ("Stopped", "stopped") and times_on(v, b"POWERBTN") == 1, (words(v), v.console_log())
+
+
 @test("a VMM that hangs with calls under way, a start that hangs, and 20 others that notice nothing", timeout=120)
 def _():
     mode = "never-runs" if BACKEND == "firecracker" else "no-cont"    # in which it answers, or the start hangs elsewhere
