@@ -301,6 +301,8 @@ static const char *end_sentence(const VM *vm, VMTransition t) {
         if (t == TRANSITION_STOP_FORCED)
                 return vm->stop->asked ? "The guest did not shut down, so its VMM was ended" :
                                          "The guest was not asked to shut down; its VMM was ended";
+        if (vm->last_event == VMM_EVENT_GUEST_RESET)
+                return "The guest has shut down";
         if (!vm->rec.exit_known || vm->rec.exit_code != 0 || vm->rec.exit_signal != 0)
                 return "Its VMM has died while it was being stopped";
         return "The guest has shut down";

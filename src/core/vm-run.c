@@ -138,6 +138,7 @@ static bool is_live_state(VMState s) {
 
 static const char *const end_causes[_VMM_EVENT_MAX] = {
         [VMM_EVENT_GUEST_SHUTDOWN] = "guest-shutdown",
+        [VMM_EVENT_GUEST_RESET] = "guest-reset",
         [VMM_EVENT_GUEST_PANICKED] = "guest-panicked",
         [VMM_EVENT_FAILED] = "vmm-failed",
 };
@@ -516,6 +517,12 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
                 shares_reset(vm);
                 vm_note(vm, "guest-reset", "The guest was reset");
                 break;
+        case VMM_EVENT_GUEST_GONE:
+                if (!vm_is_alive(vm))
+                        break;
+                vm_log(vm, LOG_INFO, "%s hangs since its guest has ended, and is killed", vm_backend_title(vm));
+                vm_put_down(vm, VMM_EVENT_GUEST_RESET);
+                break;
         case VMM_EVENT_GUEST_SHUTDOWN:
                 vm->last_event = event; /* also in a reboot: what belongs to that is not told */
                 break;
@@ -540,11 +547,16 @@ static void on_vmm_event(void *userdata, VMMEvent event, VMMState state, int err
 }
 
 int vm_connect(VM *vm) {
+        int r;
+
         if (!vm->ops)
                 return -EOPNOTSUPP;
         vm->last_event = _VMM_EVENT_MAX;
         vm->heard_all = false;
-        return vm->ops->connect(vm->manager->event, vm->run_dir, on_vmm_event, vm, &vm->vmm);
+        r = vm->ops->connect(vm->manager->event, vm->run_dir, on_vmm_event, vm, &vm->vmm);
+        if (r >= 0)
+                vm->vmm->pid = vm->run->pid;
+        return r;
 }
 
 bool vm_is_connected(const VM *vm) {

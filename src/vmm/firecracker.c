@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <dirent.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "basic/fd-util.h"
+#include "basic/fs-util.h"
 #include "basic/string-util.h"
 #include "core/helper.h"
 #include "vmm/firecracker-plan.h"
@@ -16,6 +18,14 @@
 /* How long to wait for its socket, or for its guest to run: an eighth of the time that has gone by, within these bounds */
 #define WAIT_MIN_USEC (USEC_PER_MSEC / 2)
 #define WAIT_MAX_USEC (500 * USEC_PER_MSEC)
+/* A guest's reset while a request is under way, whoever's, makes it hang for good. So it is looked at when it is silent for so long, and
+ * again; */
+#define MUTE_USEC (100 * USEC_PER_MSEC)
+#define MUTE_MAX_USEC USEC_PER_SEC
+/* counters are asked for so often, */
+#define COUNTERS_USEC USEC_PER_SEC
+/* and nothing is while a guest may be on its way down. */
+#define QUIET_USEC (120 * USEC_PER_SEC)
 
 typedef struct Firecracker {
         VMM vmm;
@@ -30,6 +40,15 @@ typedef struct Firecracker {
         VMMStream *stream;      /* NULL: it has none */
         VMMCall *boot;          /* one of the calls, until the guest runs */
 
+        unsigned n_requests;    /* under way */
+        sd_event_source *mute;
+        uint64_t mute_usec;
+        bool gone;              /* it had no CPUs when it was looked at */
+        uint64_t quiet_until_usec;
+
+        bool counting;          /* asked for counters */
+        sd_event_source *tell;  /* those known */
+        uint64_t counted_usec;  /* 0: never */
         VMMCounter *counters;
         size_t n_counters;
 } Firecracker;
@@ -39,6 +58,93 @@ static void boot_complete(Firecracker *f, int error, const char *message) {
 
         if (boot)
                 vmm_call_complete(boot, error, message);
+}
+
+static uint64_t now(const Firecracker *f) {
+        uint64_t usec = 0;
+
+        (void) sd_event_now(f->event, CLOCK_MONOTONIC, &usec);
+        return usec;
+}
+
+/* Requests */
+
+/* Whether it has threads that run its guest; a negative errno: that can't be seen. */
+static int has_cpus(pid_t pid) {
+        char path[64];
+        struct dirent *e;
+        int r = -ESRCH;
+        DIR *d;
+
+        (void) snprintf(path, sizeof(path), "/proc/%d/task", (int) pid);
+        d = opendir(path);
+        if (!d)
+                return -errno;
+        while (r <= 0 && (e = readdir(d))) {
+                _cleanup_free_ char *file = NULL, *comm = NULL;
+
+                if (e->d_name[0] == '.')
+                        continue;
+                file = strjoinf("%s/%s/comm", path, e->d_name);
+                r = file ? read_file_all(file, 64, &comm, NULL) : -ENOMEM;
+                if (r >= 0)
+                        r = startswith(comm, "fc_vcpu") != NULL;
+                else if (r != -ENOENT && r != -ESRCH)
+                        break;
+        }
+        closedir(d);
+        return r;
+}
+
+static void expect_answer(Firecracker *f);
+
+/* Twice, for one that ends as it should has no CPUs for a moment. */
+static int on_mute(sd_event_source *source, uint64_t usec, void *userdata) {
+        Firecracker *f = userdata;
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&f->vmm);
+        bool was_gone = f->gone;
+
+        f->gone = f->vmm.pid > 0 && has_cpus(f->vmm.pid) == 0;
+        f->mute_usec = f->gone ? MUTE_USEC : MIN(f->mute_usec * 2, MUTE_MAX_USEC);
+        expect_answer(f);
+        if (f->gone && was_gone)
+                vmm_emit(&f->vmm, VMM_EVENT_GUEST_GONE, 0);
+        return 0;
+}
+
+/* The guest was told to go down, and nothing else since. */
+static bool is_quiet(const Firecracker *f) {
+        return now(f) < f->quiet_until_usec;
+}
+
+/* Or the process's end. While it boots it has no CPUs yet. */
+static void expect_answer(Firecracker *f) {
+        f->mute = sd_event_source_disable_unref(f->mute);
+        if ((f->n_requests > 0 || is_quiet(f)) && !f->boot)
+                (void) sd_event_add_time_relative(f->event, &f->mute, CLOCK_MONOTONIC, f->mute_usec, MUTE_USEC / 10, on_mute, f);
+}
+
+static int request(Firecracker *f, const char *method, const char *path, const char *body, uint64_t timeout_usec, http_cb cb, void *userdata) {
+        int r;
+
+        r = http_request(f->http, method, path, body, timeout_usec, cb, userdata);
+        if (r < 0)
+                return r;
+        if (f->n_requests++ == 0) {
+                f->mute_usec = MUTE_USEC;
+                f->gone = false;
+                expect_answer(f);
+        }
+        return r;
+}
+
+/* To be called with each answer */
+static void request_done(Firecracker *f) {
+        f->n_requests--;
+        f->mute_usec = MUTE_USEC;
+        f->gone = false;
+        if (!f->vmm.freed)
+                expect_answer(f);
 }
 
 /* The state */
@@ -81,14 +187,9 @@ static int on_wait(sd_event_source *source, uint64_t usec, void *userdata) {
 }
 
 static int ask_later(Firecracker *f) {
-        uint64_t now, delay;
-        int r;
+        uint64_t delay = MAX((now(f) - f->began_usec) / 8, WAIT_MIN_USEC);
 
         f->wait = sd_event_source_disable_unref(f->wait);
-        r = sd_event_now(f->event, CLOCK_MONOTONIC, &now);
-        if (r < 0)
-                return r;
-        delay = MAX((now - f->began_usec) / 8, WAIT_MIN_USEC);
         return sd_event_add_time_relative(f->event, &f->wait, CLOCK_MONOTONIC, MIN(delay, WAIT_MAX_USEC), WAIT_MIN_USEC / 4,
                                           on_wait, f);
 }
@@ -126,6 +227,7 @@ static void on_state(void *userdata, int error, unsigned status, const char *bod
         bool stale = f->stale;
         VMMState state;
 
+        request_done(f);
         f->asking = f->stale = false;
         if (f->vmm.freed)
                 return;
@@ -151,13 +253,13 @@ static void on_state(void *userdata, int error, unsigned status, const char *bod
 static void ask_state(Firecracker *f) {
         int r;
 
-        if (f->asking || f->vmm.freed)
+        if (f->asking || f->vmm.freed || (f->vmm.connected && is_quiet(f)))
                 return;
         /* To look for the socket costs less than to try it. */
         if (!f->vmm.connected && access(f->socket, F_OK) < 0)
                 r = ask_later(f);
         else {
-                r = http_request(f->http, "GET", "/", NULL, VMM_TIMEOUT_USEC, on_state, f);
+                r = request(f, "GET", "/", NULL, VMM_TIMEOUT_USEC, on_state, f);
                 f->asking = r >= 0;
         }
         if (r < 0)
@@ -173,9 +275,12 @@ static void on_answer(void *userdata, int error, unsigned status, const char *bo
         _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&f->vmm);
         bool tells_state = call->what != VMM_STATE_UNKNOWN;
 
+        request_done(f);
         error = http_vmm_error(error, status);
         if (error == -EREMOTEIO)
                 words = http_vmm_words(body, size);
+        if (error < 0 && !tells_state)
+                f->quiet_until_usec = 0;
         if (error == 0 && tells_state) {
                 f->stale = f->asking;
                 set_state(f, (VMMState) call->what);
@@ -201,7 +306,8 @@ static int send_call(VMM *v, const char *method, const char *path, const char *b
         r = vmm_call_new(v, (int) state, cb, userdata, &call);
         if (r < 0)
                 return r;
-        r = http_request(f->http, method, path, body, timeout_usec, on_answer, call);
+        f->quiet_until_usec = 0;
+        r = request(f, method, path, body, timeout_usec, on_answer, call);
         if (r < 0)
                 vmm_call_drop(call);
         return r;
@@ -217,8 +323,13 @@ static int firecracker_resume(VMM *v, vmm_reply_cb cb, void *userdata) {
 
 /* There is no button: by this Linux reboots, and a reboot is Firecracker's end. A request that is given up is not obeyed later. */
 static int firecracker_power_button(VMM *v, vmm_reply_cb cb, void *userdata) {
-        return send_call(v, "PUT", "/actions", "{\"action_type\":\"SendCtrlAltDel\"}", VMM_STATE_UNKNOWN, USEC_INFINITY, cb,
-                         userdata);
+        Firecracker *f = (Firecracker *) v;
+        int r;
+
+        r = send_call(v, "PUT", "/actions", "{\"action_type\":\"SendCtrlAltDel\"}", VMM_STATE_UNKNOWN, USEC_INFINITY, cb, userdata);
+        if (r >= 0)
+                f->quiet_until_usec = now(f) + QUIET_USEC;
+        return r;
 }
 
 /* It was told what to boot when it was executed, and does so by itself. */
@@ -267,25 +378,70 @@ static void on_metrics(void *userdata, json_object *o) {
         }
 }
 
+static VMMCall *find_counters_call(const Firecracker *f) {
+        VMMCall *c = f->vmm.calls;
+
+        while (c && !(c->counters_cb && c->acknowledged))
+                c = c->next;
+        return c;
+}
+
+/* To all who wait for them by now; callbacks may ask for more. */
+static void tell_counters(Firecracker *f, int error) {
+        _cleanup_free_ VMMCounter *counters = new(VMMCounter, f->n_counters + 1);
+        size_t n = f->n_counters;
+        VMMCall *c;
+
+        if (!counters)
+                error = -ENOMEM;
+        else if (n > 0)
+                memcpy(counters, f->counters, n * sizeof(VMMCounter));
+        for (c = f->vmm.calls; c; c = c->next)
+                c->acknowledged = c->counters_cb;
+        while ((c = find_counters_call(f)))
+                if (error < 0)
+                        vmm_call_complete(c, error, NULL);
+                else
+                        vmm_call_complete_counters(c, counters, n);
+}
+
 /* They were written before the answer was. */
 static void on_flushed(void *userdata, int error, unsigned status, const char *body, size_t size) {
-        _cleanup_free_ VMMCounter *counters = NULL;
-        VMMCall *call = userdata;
-        Firecracker *f = (Firecracker *) call->vmm;
+        Firecracker *f = userdata;
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&f->vmm);
 
+        request_done(f);
+        f->counting = false;
+        if (f->vmm.freed)
+                return;
         error = http_vmm_error(error, status);
         if (error == 0) {
                 vmm_stream_drain(f->stream);
-                counters = new(VMMCounter, f->n_counters + 1);
-                error = counters ? 0 : -ENOMEM;
+                f->counted_usec = now(f);
         }
-        if (error < 0) {
-                vmm_call_complete(call, error, NULL);
-                return;
-        }
-        if (f->n_counters > 0)
-                memcpy(counters, f->counters, f->n_counters * sizeof(VMMCounter));
-        vmm_call_complete_counters(call, counters, f->n_counters);
+        tell_counters(f, error);
+}
+
+static int on_tell(sd_event_source *source, void *userdata) {
+        Firecracker *f = userdata;
+        _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&f->vmm);
+
+        f->tell = sd_event_source_disable_unref(f->tell);
+        tell_counters(f, 0);
+        return 0;
+}
+
+/* One question is for all who ask meanwhile, and its answer for those who come soon after. */
+static int ask_counters(Firecracker *f) {
+        int r;
+
+        if (f->counting || f->tell)
+                return 0;
+        if (is_quiet(f) || (f->counted_usec > 0 && now(f) - f->counted_usec < COUNTERS_USEC))
+                return sd_event_add_defer(f->event, &f->tell, on_tell, f);
+        r = request(f, "PUT", "/actions", "{\"action_type\":\"FlushMetrics\"}", VMM_TIMEOUT_USEC, on_flushed, f);
+        f->counting = r >= 0;
+        return r;
 }
 
 static int firecracker_counters(VMM *v, vmm_counters_cb cb, void *userdata) {
@@ -298,7 +454,7 @@ static int firecracker_counters(VMM *v, vmm_counters_cb cb, void *userdata) {
         r = vmm_call_new_counters(v, VMM_STATE_UNKNOWN, cb, userdata, &call);
         if (r < 0)
                 return r;
-        r = http_request(f->http, "PUT", "/actions", "{\"action_type\":\"FlushMetrics\"}", VMM_TIMEOUT_USEC, on_flushed, call);
+        r = ask_counters(f);
         if (r < 0)
                 vmm_call_drop(call);
         return r;
@@ -315,6 +471,8 @@ static void firecracker_free(VMM *v) {
         v->freed = true;
         f->boot = NULL;
         f->wait = sd_event_source_disable_unref(f->wait);
+        f->mute = sd_event_source_disable_unref(f->mute);
+        f->tell = sd_event_source_disable_unref(f->tell);
         f->stream = vmm_stream_free(f->stream);
         f->http = http_free(f->http);
         f->sockets = helper_call_free(f->sockets);
@@ -377,9 +535,8 @@ static int firecracker_connect(sd_event *e, const char *dir, vmm_event_cb handle
                 .sockets_fd = -EBADF,
         };
 
-        r = f->dir ? sd_event_now(e, CLOCK_MONOTONIC, &f->began_usec) : -ENOMEM;
-        if (r >= 0)
-                r = ask_for_sockets(f);
+        f->began_usec = now(f);
+        r = f->dir ? ask_for_sockets(f) : -ENOMEM;
         if (r < 0) {
                 firecracker_free(&f->vmm);
                 return r;

@@ -85,6 +85,7 @@ typedef enum VMMEvent {
         VMM_EVENT_POWER_BUTTON,         /* pressed */
         VMM_EVENT_GUEST_SHUTDOWN,       /* the guest powers off; the process ends by itself */
         VMM_EVENT_GUEST_RESET,
+        VMM_EVENT_GUEST_GONE,           /* it was reset, which ends the process; but that hangs, and has to be killed. Also before CONNECTED */
         VMM_EVENT_GUEST_PANICKED,
         VMM_EVENT_SHUTDOWN,             /* the process ends by quit or a signal */
         VMM_EVENT_EXITED,               /* the process ends in good order, and why it does not tell */
@@ -119,6 +120,7 @@ struct VMM {
         const VMMOps *ops;
         vmm_event_cb handler;
         void *userdata;
+        pid_t pid;              /* of the process, set by who has connected; 0: not known */
         /* For back ends alone: vmm-object.h */
         unsigned n_ref;
         bool freed, connected;

@@ -6,6 +6,7 @@
 import os
 import socket
 import sys
+import threading
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "lib"))
 from vmunit_test import *
@@ -105,6 +106,45 @@ def _():
             assert vm.StateMessage == "The guest has rebooted, which ends Firecracker"
             wait_for(lambda: vm.ExitKnown)
             assert (vm.ExitCode, vm.ExitSignal) == (0, 0)
+
+
+@contextlib.contextmanager
+def asked_all_the_time(vm):
+    """By clients of vmunitd, and straight at its API, which makes Firecracker hang when its guest ends."""
+    over = threading.Event()
+
+    def flood():
+        while not over.is_set():
+            with contextlib.suppress(OSError, ValueError, IndexError, AssertionError):
+                api_request(vm.Id, "PUT", "/actions", {"action_type": "FlushMetrics"})
+
+    threads = [threading.Thread(target=flood, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield lambda: [vm.call_async("GetStats", "a{sv}", {}) for _ in range(8)]
+    finally:
+        over.set()
+
+
+@test("a guest's end beside requests, which makes Firecracker hang, is a guest's end", timeout=90)
+def _():
+    with running(stopTimeout="1h") as vm:
+        for n in range(12):
+            if n > 0:
+                vm.start()
+                wait_for(lambda: vm.console_log().endswith(b"TINY-UP\r\n"), poll=0.02)
+            with asked_all_the_time(vm) as ask:
+                if n % 2:
+                    vm.stop()
+                    assert words(vm) == ("Stopped", "stopped") and vm.StateMessage == "The guest has shut down", vm.properties()
+                else:
+                    type_in(vm, b"r")
+                    calls = []
+                    wait_for(lambda: vm.State == "Stopped" or calls.extend(ask()), 30, poll=0.05)
+                    assert words(vm) == ("Stopped", "guest-reboot"), vm.properties()
+                    gather(calls)
+                    assert all(call.error is None or call.error.short == "NotRunning" for call in calls)
 
 
 @test("a guest's reboot starts it again where the policy is always, and not where it is on-failure")

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 
 #include "basic/fd-util.h"
@@ -262,11 +265,22 @@ static void test_counters(void) {
         f.metrics = "{\"block\": {\"read_bytes\": 9}, \"block_a\": {\"read_bytes\": 4, \"write_bytes\": -1, \"read_count\": \"x\"},"
                     " \"block_../x\": {\"read_bytes\": 4}, \"block_\": {}}\nrubbish\n";
         for (unsigned i = 1; i < 3; i++) {
-                (void) FC.counters(f.heard.vmm, on_counters, &f.heard);
-                ok(wait_for(&f, f.heard.n_replies == i), "counters");
+                uint64_t again = now_usec() + USEC_PER_SEC + 10 * USEC_PER_MSEC;
+
+                f.log[0] = 0;
+                f.heard.n_replies = 0;
+                for (unsigned k = 1; k < 6; k++) {
+                        (void) FC.counters(f.heard.vmm, on_counters, &f.heard);
+                        if (k > 2)
+                                ok(wait_for(&f, f.heard.n_replies == k), "counters");
+                }
                 is_int(f.heard.n_counters, 1, "… of one disk, what makes sense");
                 is_str(f.heard.counters[0].name, "a.ReadBytes", "… by its name");
                 is_int(f.heard.counters[0].value, 4 * i, "… are added up");
+                if (now_usec() < again)
+                        is_str(f.log, "FlushMetrics ", "… and asked for once a second");
+                while (now_usec() < again)
+                        turn(&f);
         }
         f.answer = NULL;
         f.metrics = NULL;
@@ -277,6 +291,68 @@ static void test_counters(void) {
         is_int(FC.power_button(f.heard.vmm, on_reply, &f.heard), 0, "… and other calls are taken");
         fake_stop(&f);
         is_int(f.heard.n_replies, taken + 1, "… and all are answered in the end");
+}
+
+/* Requests that meet a guest's reset make the real one hang. */
+static void test_quiet(void) {
+        Fake f;
+
+        fake_up(&f, "Running");
+        f.call = "Paused";
+        f.answer = NULL;
+        (void) FC.pause(f.heard.vmm, on_reply, &f.heard);
+        (void) FC.power_button(f.heard.vmm, on_reply, &f.heard);
+        ok(wait_for(&f, strstr(f.log, "Paused")), "a pause that is not answered");
+        shutdown(f.peer, SHUT_RDWR);
+        ok(wait_for(&f, f.heard.n_replies == 2), "… and a button");
+        (void) FC.counters(f.heard.vmm, on_counters, &f.heard);
+        ok(wait_for(&f, f.heard.n_replies == 3), "… after which there are counters");
+        is_str(f.log, "Paused SendCtrlAltDel ", "… and nothing is asked for");
+        fake_stop(&f);
+}
+
+static sem_t named, leave;
+
+static void *cpu_thread(void *userdata) {
+        (void) prctl(PR_SET_NAME, "fc_vcpu 0");
+        sem_post(&named);
+        sem_wait(&leave);
+        return NULL;
+}
+
+static void test_gone(void) {
+        uint64_t until;
+        pthread_t t;
+        Fake f;
+
+        fake_up(&f, "Running");
+        f.heard.vmm->pid = getpid();
+        sem_init(&named, 0, 0);
+        sem_init(&leave, 0, 0);
+        if (pthread_create(&t, NULL, cpu_thread, NULL) != 0)
+                abort();
+        sem_wait(&named);
+        f.call = "Paused";
+        f.answer = NULL;
+        (void) FC.pause(f.heard.vmm, on_reply, &f.heard);
+        until = now_usec() + 500 * USEC_PER_MSEC;
+        while (now_usec() < until)
+                turn(&f);
+        is_int(f.heard.n[VMM_EVENT_GUEST_GONE], 0, "one that is silent, and has CPUs");
+        sem_post(&leave);
+        pthread_join(t, NULL);
+        ok(wait_for(&f, f.heard.n[VMM_EVENT_GUEST_GONE]), "… and none any more: its guest has gone");
+        fake_stop(&f);
+
+        fake_up(&f, "Running");
+        f.heard.vmm->pid = getpid();
+        f.heard.free_on = VMM_EVENT_GUEST_GONE;
+        f.call = "FlushMetrics";
+        f.answer = NULL;
+        (void) FC.counters(f.heard.vmm, on_counters, &f.heard);
+        ok(wait_for(&f, !f.heard.vmm), "freed when it has gone");
+        is_int(f.heard.n_replies, 1, "… all calls are answered");
+        fake_stop(&f);
 }
 
 static void test_freeing(void) {
@@ -338,6 +414,8 @@ int main(void) {
         test_boot();
         test_calls();
         test_counters();
+        test_quiet();
+        test_gone();
         test_freeing();
 
         remove = strjoinf("rm -r '%s'", directory);
