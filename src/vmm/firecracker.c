@@ -69,31 +69,38 @@ static uint64_t now(const Firecracker *f) {
 
 /* Requests */
 
-/* Whether it has threads that run its guest; a negative errno: that can't be seen. */
-static int has_cpus(pid_t pid) {
-        char path[64];
+/* -ENOENT: it has just ended */
+static int thread_name(pid_t pid, const char *tid, char **ret) {
+        _cleanup_free_ char *path = strjoinf("/proc/%d/task/%s/comm", (int) pid, tid);
+        int r;
+
+        r = path ? read_file_all(path, 64, ret, NULL) : -ENOMEM;
+        return r == -ESRCH ? -ENOENT : r;
+}
+
+/* Whether it has the thread of its API, and none any more that runs its guest; not if that can't be seen. */
+static bool has_no_cpus(pid_t pid) {
+        bool api = false, cpus = false;
         struct dirent *e;
-        int r = -ESRCH;
+        char path[64];
         DIR *d;
+        int r = 0;
 
         (void) snprintf(path, sizeof(path), "/proc/%d/task", (int) pid);
         d = opendir(path);
         if (!d)
-                return -errno;
-        while (r <= 0 && (e = readdir(d))) {
-                _cleanup_free_ char *file = NULL, *comm = NULL;
+                return false;
+        while (r >= 0 && !cpus && (errno = 0, e = readdir(d))) {
+                _cleanup_free_ char *name = NULL;
 
-                if (e->d_name[0] == '.')
-                        continue;
-                file = strjoinf("%s/%s/comm", path, e->d_name);
-                r = file ? read_file_all(file, 64, &comm, NULL) : -ENOMEM;
-                if (r >= 0)
-                        r = startswith(comm, "fc_vcpu") != NULL;
-                else if (r != -ENOENT && r != -ESRCH)
-                        break;
+                r = e->d_name[0] == '.' ? -ENOENT : thread_name(pid, e->d_name, &name);
+                api = api || (name && startswith(name, "fc_api"));
+                cpus = name && startswith(name, "fc_vcpu");
+                r = r == -ENOENT ? 0 : r;
         }
+        r = r >= 0 && !cpus ? -errno : r;
         closedir(d);
-        return r;
+        return r >= 0 && api && !cpus;
 }
 
 static void expect_answer(Firecracker *f);
@@ -104,7 +111,7 @@ static int on_mute(sd_event_source *source, uint64_t usec, void *userdata) {
         _cleanup_(vmm_unrefp) _unused_ VMM *ref = vmm_ref(&f->vmm);
         bool was_gone = f->gone;
 
-        f->gone = f->vmm.pid > 0 && has_cpus(f->vmm.pid) == 0;
+        f->gone = f->vmm.pid > 0 && has_no_cpus(f->vmm.pid);
         f->mute_usec = f->gone ? MUTE_USEC : MIN(f->mute_usec * 2, MUTE_MAX_USEC);
         expect_answer(f);
         if (f->gone && was_gone)

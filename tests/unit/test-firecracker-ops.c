@@ -313,8 +313,8 @@ static void test_quiet(void) {
 
 static sem_t named, leave;
 
-static void *cpu_thread(void *userdata) {
-        (void) prctl(PR_SET_NAME, "fc_vcpu 0");
+static void *named_thread(void *name) {
+        (void) prctl(PR_SET_NAME, name);
         sem_post(&named);
         sem_wait(&leave);
         return NULL;
@@ -329,9 +329,10 @@ static void test_gone(void) {
         f.heard.vmm->pid = getpid();
         sem_init(&named, 0, 0);
         sem_init(&leave, 0, 0);
-        if (pthread_create(&t, NULL, cpu_thread, NULL) != 0)
+        if (pthread_create(&t, NULL, named_thread, (char *) "fc_vcpu 0") != 0)
                 abort();
         sem_wait(&named);
+        (void) prctl(PR_SET_NAME, "fc_api");
         f.call = "Paused";
         f.answer = NULL;
         (void) FC.pause(f.heard.vmm, on_reply, &f.heard);
@@ -353,6 +354,7 @@ static void test_gone(void) {
         ok(wait_for(&f, !f.heard.vmm), "freed when it has gone");
         is_int(f.heard.n_replies, 1, "… all calls are answered");
         fake_stop(&f);
+        (void) prctl(PR_SET_NAME, "test");
 }
 
 static void test_freeing(void) {
