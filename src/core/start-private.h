@@ -53,7 +53,8 @@ struct Start {
         bool vmm_forked, invocation_known, told_to_execute, executed, connected, booted;
         bool asked_again;               /* for the InvocationID, which PID 1 had not answered */
         bool scope_pending;             /* PID 1 has been asked for the scope and has not made it yet */
-        bool again, cleared;            /* what was in the way of the scope is cleared, then it begins anew; it was */
+        bool again;                     /* when all that it has made is gone it begins anew, */
+        bool cleared;                   /* for what was in the way of the scope, which happens once, or with another back end */
 };
 
 typedef struct Step {

@@ -238,6 +238,17 @@ static bool wants_kvm(const Start *s) {
         return accel == ACCEL_KVM || (accel == ACCEL_AUTO && s->vm->manager->kvm);
 }
 
+/* "auto" chose when the kernel was not there, or was another one. Gives whether to begin anew. */
+static bool chooses_again(Start *s) {
+        VM *vm = s->vm;
+        const VMMOps *ops;
+
+        if (vm->definition->backend != BACKEND_AUTO || !s->kernel.data ||
+            manager_choose_backend(vm->manager, vm->definition, &s->kernel, &ops, NULL) < 0 || ops == vm->ops)
+                return false;
+        return vm_change_backend(vm, ops) >= 0;
+}
+
 static int open_finished(Start *s) {
         const VM *vm = s->vm;
         int r;
@@ -246,8 +257,10 @@ static int open_finished(Start *s) {
                 return start_error(s, -ENODEV, VMUNIT_ERROR_BACKEND_UNAVAILABLE,
                                    "accel: /dev/kvm can't be opened here; \"tcg\" runs without it, slowly");
         r = manager_check_backend(vm->manager, vm->ops, vm->definition, s->kernel.data ? &s->kernel : NULL, &s->error);
-        if (r < 0)
+        if (r < 0) {
+                s->again = r == -EOPNOTSUPP && chooses_again(s);
                 return r;
+        }
         s->kvm = wants_kvm(s);
         r = make_plan(s, true); /* once more, for it is known better now whether there is KVM, and what the disks are */
         return r < 0 ? r : start_take_images(s);
@@ -585,7 +598,7 @@ void start_scope_refused(VM *vm, const Run *run, const sd_bus_error *error) {
         Start *s = vm->start;
 
         if (s && !s->cleared && !s->failing)
-                s->again = sd_bus_error_has_name(error, "org.freedesktop.systemd1.UnitExists") ||
+                s->again = s->cleared = sd_bus_error_has_name(error, "org.freedesktop.systemd1.UnitExists") ||
                         (sd_bus_error_has_name(error, VMUNIT_ERROR_BACKEND_FAILED) && !pidfd_dead(run->helper_pidfd));
 }
 

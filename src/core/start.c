@@ -239,9 +239,13 @@ static int on_rollback_late(sd_event_source *source, uint64_t usec, void *userda
         return 0;
 }
 
+static void start_anew(Start *s);
+
 void start_end_run(Start *s) {
         if (s->vm->run)
                 run_end(s->vm->run);
+        else if (s->again && !s->canceled)
+                start_anew(s);
         else
                 start_rolled_back(s);
 }
@@ -249,7 +253,6 @@ void start_end_run(Start *s) {
 /* What was in the way is gone, with all that this start had made. */
 static void start_anew(Start *s) {
         s->again = s->failing = false;
-        s->cleared = true;
         s->deadline = sd_event_source_disable_unref(s->deadline);
         s->step = 0;
         s->vmm_forked = s->invocation_known = s->asked_again = s->told_to_execute = s->executed = s->connected = s->booted = s->version_asked = false;

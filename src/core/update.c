@@ -57,6 +57,21 @@ static int write_record(VM *vm, const char *json, const char *next_json, const c
         return r;
 }
 
+int vm_change_backend(VM *vm, const VMMOps *ops) {
+        const char *name = backend_to_string(ops->backend);
+        _cleanup_free_ char *sentence = strjoinf("Its back end is %s now, for %s can't boot its kernel", name, vm_backend_title(vm));
+        int r;
+
+        if (!sentence)
+                return -ENOMEM;
+        r = write_record(vm, vm->rec.definition, vm->rec.next_definition, name, sentence);
+        if (r < 0)
+                return r;
+        vm->ops = ops;
+        vm_emit_changed(vm, "Backend", NULL);
+        return 0;
+}
+
 /* Makes d the definition. */
 static int adopt(VM *vm, Definition *d, const char *next_json, const VMMOps *ops) {
         /* Not what is planned without a policy: a start after a boot, or of what was interrupted */

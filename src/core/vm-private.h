@@ -193,7 +193,9 @@ int reboot_take_over(VM *vm);
 bool reboot_connected(VM *vm, VMMState state);
 bool reboot_ended_in_time(const VM *vm);
 
-/* update.c: the same for one that waits for PID 1: the definition stays as it was */
+/* update.c: another back end, chosen by what the kernel is */
+int vm_change_backend(VM *vm, const VMMOps *ops);
+/* One that waits, for PID 1 say, is ended as a call is: the definition stays as it was. */
 void update_end(VM *vm, const char *error_name, const char *message);
 
 /* remove.c */

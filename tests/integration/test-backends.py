@@ -427,7 +427,7 @@ def _():
             with vm_of(fc(boot={"kernel": kernel})) as vm, expect_error("BackendFailed", begins=vm.Name):
                 vm.start()
         with vm_of(fc(boot={"kernel": d + "/kernel"})) as vm:
-            os.rename(d + "/vmlinuz", d + "/kernel")
+            shutil.copy(d + "/vmlinuz", d + "/kernel")
             with expect_error("NotSupported", begins="boot.kernel: "):
                 vm.start()
             assert words(vm) == ("Stopped", "start-failed")
@@ -436,6 +436,45 @@ def _():
             vm.wait_log(b"TINY-UP")
         with vm_of(fc(), start=True) as vm:     # all in one call
             assert words(vm) == ("Running", "")
+
+
+def put_bzimage(path):
+    """What QEMU boots: a loop that does nothing."""
+    with open(path, "wb") as f:
+        f.write(b"MZ".ljust(0x200, b"\0") + b"\xeb\xfeHdrS" + bytes(4096))
+
+
+@test("a start takes the next back end where auto has chosen one that can't boot what the kernel is by now", timeout=60)
+def _():
+    with configured(Backends="firecracker qemu"), tempfile.TemporaryDirectory(dir="/var/tmp") as d:
+        vm = manager.create("late", tiny_definition(backend="auto", boot={"kernel": d + "/kernel"}))
+        assert vm.Backend == "firecracker"
+        put_bzimage(d + "/kernel")
+        vm.start()
+        assert (vm.Backend, vm.State) == ("qemu", "Running"), vm.properties()
+        assert any(e[4] == "updated" and "Firecracker can't boot its kernel" in e[5] for e in manager.events(vm=vm.Id))
+        assert any(s.member == "PropertiesChanged" and s.args[1].get("Backend") == "qemu" for s in signals)
+        vm.kill()
+        stop_daemon()
+        start_daemon()
+        assert vm.Backend == "qemu"
+        shutil.copy(TINY, d + "/kernel")
+        vm.update({"backend": "auto"})
+        assert vm.Backend == "firecracker"
+        vm.start()
+        vm.wait_log(b"TINY-UP")
+        put_bzimage(d + "/kernel.new")
+        os.rename(d + "/kernel.new", d + "/kernel")
+        vm.reset()                              # which is a new process
+        assert (vm.Backend, vm.State) == ("qemu", "Running"), vm.properties()
+        vm.remove(force=True)
+        vm.wait_gone()
+    with configured(Backends="firecracker"), tempfile.TemporaryDirectory(dir="/var/tmp") as d:
+        with vm_of(tiny_definition(backend="auto", boot={"kernel": d + "/kernel"})) as vm:
+            put_bzimage(d + "/kernel")
+            with expect_error("NotSupported", "extract-vmlinux", begins="boot.kernel: "):
+                vm.start()
+            assert vm.Backend == "firecracker"
 
 
 @test("creates that wait for a look at the kernel: of two with one name one wins; the daemon's end is told", timeout=60)
