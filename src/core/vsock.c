@@ -26,6 +26,7 @@ typedef struct VSockCall {
         void *userdata;
         char name[64];
         const char *title;              /* the VMM's */
+        char *path;                     /* of the VM's helper */
         uint32_t port;
         LaunchCall *launch;
         HelperCall *helper;
@@ -33,6 +34,7 @@ typedef struct VSockCall {
         int fd;
         sd_event_source *io, *deadline;
         uint64_t asked_usec;
+        bool again;                     /* it is asked for the second time */
         bool refused;                   /* the guest says that nobody listens */
         char answer[ANSWER_MAX];
         size_t n_answer;
@@ -52,6 +54,7 @@ static VSockCall *vsock_call_free(VSockCall *c) {
         sd_event_source_disable_unref(c->io);
         sd_event_source_disable_unref(c->deadline);
         safe_close(c->fd);
+        free(c->path);
         free(c);
         return NULL;
 }
@@ -67,6 +70,7 @@ static int vsock_error(const VSockCall *c, int error, sd_bus_error *e) {
         /* of sockets on the host, which tell nothing of ports */
         case -ECONNREFUSED:
         case -ENOENT:
+        case -EPIPE:
                 return sd_bus_error_setf(e, VMUNIT_ERROR_BACKEND_FAILED,
                                          "%s: can't connect to vsock port %u: %s takes no connections now, as when it ends or its guest is reset",
                                          c->name, c->port, c->title);
@@ -92,7 +96,7 @@ static void on_launched(void *userdata, int error, int fd) {
         vsock_finish(c, error, fd);
 }
 
-/* Byte by byte, for what follows the line is the guest's. -EAGAIN: not whole yet. */
+/* Byte by byte, for what follows the line is the guest's. -EAGAIN: not whole yet. -ECONNRESET: closed after the line was read. */
 static int read_answer(VSockCall *c) {
         while (c->n_answer == 0 || c->answer[c->n_answer - 1] != '\n') {
                 ssize_t n;
@@ -100,6 +104,8 @@ static int read_answer(VSockCall *c) {
                 if (c->n_answer >= sizeof(c->answer))
                         return -EBADMSG;
                 n = recv(c->fd, c->answer + c->n_answer, 1, MSG_DONTWAIT);
+                if (n < 0 && errno == ECONNRESET) /* or before: a VMM's end comes bit by bit, and that of its sockets may be late */
+                        return -ECONNREFUSED;
                 if (n < 0)
                         return errno == EINTR ? -EAGAIN : -errno;
                 if (n == 0)
@@ -123,6 +129,8 @@ static int make_blocking(int fd) {
         return fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK) < 0 ? -errno : 0;
 }
 
+static int ask_again(VSockCall *c);
+
 static int on_answer(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
         VSockCall *c = userdata;
         int r;
@@ -133,6 +141,11 @@ static int on_answer(sd_event_source *source, int fd, uint32_t revents, void *us
         c->io = sd_event_source_disable_unref(c->io);
         if (r == -ECONNRESET)
                 r = why_closed(c);
+        if ((c->refused || r == -ECONNREFUSED) && !c->again) {
+                r = ask_again(c);
+                if (r >= 0)
+                        return 0;
+        }
         if (r >= 0)
                 r = make_blocking(c->fd);
         vsock_finish(c, r, r < 0 ? -EBADF : TAKE_FD(c->fd));
@@ -150,12 +163,14 @@ static int ask_vmm(VSockCall *c) {
 
         n = snprintf(line, sizeof(line), "CONNECT %u\n", c->port);
         if (send(c->fd, line, (size_t) n, MSG_DONTWAIT | MSG_NOSIGNAL) != n)
-                return -EIO;
+                return -EPIPE;
         (void) sd_event_now(c->event, CLOCK_MONOTONIC, &c->asked_usec);
 
-        r = sd_event_add_time_relative(c->event, &c->deadline, CLOCK_MONOTONIC, VSOCK_TIMEOUT_USEC, 0, on_deadline, c);
-        if (r < 0)
-                return r;
+        if (!c->deadline) {
+                r = sd_event_add_time_relative(c->event, &c->deadline, CLOCK_MONOTONIC, VSOCK_TIMEOUT_USEC, 0, on_deadline, c);
+                if (r < 0)
+                        return r;
+        }
         return sd_event_add_io(c->event, &c->io, c->fd, EPOLLIN, on_answer, c);
 }
 
@@ -169,14 +184,25 @@ static void on_connected(void *userdata, int error, int fd) {
                 vsock_finish(c, error, -EBADF);
 }
 
-static int begin(VSockCall *c, VM *vm) {
-        _cleanup_free_ char *path = strjoinf("%s/exec", vm->run_dir);
+static int connect_vmm(VSockCall *c) {
+        return helper_open_vsock(c->event, c->path, VSOCK_TIMEOUT_USEC, on_connected, c, &c->helper);
+}
 
-        if (!path)
-                return -ENOMEM;
+/* The guest has refused, or its VMM has ended or reset it meanwhile: the second time tells. */
+static int ask_again(VSockCall *c) {
+        c->again = true;
+        c->refused = false;
+        c->n_answer = 0;
+        c->fd = safe_close(c->fd);
+        c->helper = helper_call_free(c->helper);
+        return connect_vmm(c);
+}
+
+static int begin(VSockCall *c, VM *vm) {
         if (vm->ops->needs_vhost_vsock)
                 return launch_vsock(vm->manager->event, vm_vsock_cid(vm), c->port, VSOCK_TIMEOUT_USEC, on_launched, c, &c->launch);
-        return helper_open_vsock(vm->manager->event, path, VSOCK_TIMEOUT_USEC, on_connected, c, &c->helper);
+        c->path = strjoinf("%s/exec", vm->run_dir);
+        return c->path ? connect_vmm(c) : -ENOMEM;
 }
 
 int vm_open_vsock(VM *vm, uint32_t port, vsock_cb cb, void *userdata, sd_bus_error *error) {
