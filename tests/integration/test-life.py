@@ -903,6 +903,20 @@ def _():
             assert words(vm) == ("Error", "vmm-crashed")
 
 
+@test("the daemon has one thread, whatever it has loaded to speak to its VMMs")
+def _():
+    with vm_of() as vm:
+        vm.start()
+        vm.pause()
+        vm.resume()
+        assert "CPUUsageNSec" in vm.stats()
+        with open(f"/proc/{daemon_pid()}/maps", encoding="utf-8") as f:
+            assert "libcurl" in f.read() or BACKEND == "qemu"
+        assert status(daemon_pid(), "Threads") == ["1"]
+        vm.stop()
+    assert status(daemon_pid(), "Threads") == ["1"]
+
+
 @test("a Stop without a limit ends where nobody can tell whether the guest has heard of it", timeout=90,
       not_on={"qemu": "its connection is there already"})
 def _():

@@ -766,6 +766,25 @@ def _():
         systemctl("stop", "machine-vmunit-unknown.slice")
 
 
+@test("a guest that was paused past a daemon that is not there is Paused, can be resumed, and stopped", timeout=60)
+def _():
+    with running() as vm:
+        pid, identity, runs = vm.LeaderPID, vm.Id, usage_of(vm)
+        for typed in (b"elm", b"oak", None):
+            stop_daemon()
+            outside(identity, "pause")
+            start_daemon()
+            vm.wait_state("Paused")             # before its VMM has said so it is what it was
+            assert words(vm) == ("Paused", "") and (vm.LeaderPID, usage_of(vm)) == (pid, runs)
+            if typed:
+                vm.resume()
+                assert words(vm) == ("Running", "")
+                type_in(vm, typed)
+                wait_for(lambda: typed in vm.console_log(), poll=0.02)
+        vm.stop()
+        assert words(vm) == ("Stopped", "stopped") and not alive(pid)
+
+
 @test("a guest that somebody else has stopped is Paused, why is told, and Resume lets it go on", timeout=60,
       not_on={"firecracker cloud-hypervisor": "it has no such states"})
 def _():

@@ -282,12 +282,16 @@ def qmp(vm_id, *commands, fd=None):
 
 
 def outside(identity, what):
-    """Presses the VM's button, or ends its VMM in good order, in the daemon's place"""
+    """Presses the VM's button, pauses its guest, or ends its VMM in good order, in the daemon's place"""
     if BACKEND == "cloud-hypervisor":
-        api_request(identity, "PUT", "/api/v1/" + {"press": "vm.power-button", "quit": "vmm.shutdown"}[what])
+        api_request(identity, "PUT", "/api/v1/" + {"press": "vm.power-button", "pause": "vm.pause", "quit": "vmm.shutdown"}[what])
+    elif BACKEND == "firecracker" and what == "pause":
+        api_request(identity, "PATCH", "/vm", {"state": "Paused"})
     elif BACKEND == "firecracker":
         assert what == "press", "Firecracker can't be told to quit"
         api_request(identity, "PUT", "/actions", {"action_type": "SendCtrlAltDel"})
+    elif what == "pause":
+        qmp(identity, {"execute": "stop"})
     elif what == "press":
         qmp(identity, {"execute": "set-action", "arguments": {"shutdown": "poweroff"}}, {"execute": "system_powerdown"})
     else:
