@@ -36,6 +36,10 @@ typedef enum ExecRight {
 #define EXEC_VSOCK EXEC_SOCKETS_DIR "/vsock" /* where a VMM that has its own kind of vsock listens */
 /* Where whatever is written is the VMM's last output, for one that has to name it */
 #define EXEC_STDERR "/dev/stderr"
+/* What it has as this fd is the writing end of a pipe, for nothing but to be closed with it. The kernel closes the last fds of a process first, and
+ * takes a VM apart for as long as some 20 ms, before it tells anybody of the end: so this one says it earlier. It proves nothing, for a VMM
+ * may close it as well. */
+#define EXEC_FD_LIFE 1000
 
 /* 1. The control socket (SEQPACKET pair made by the daemon). Daemon to helper: one byte a message. End of file before GO
  *    makes the helper exit, and with it the VMM's process. After GO the helper no longer cares for the daemon. */
@@ -60,6 +64,7 @@ typedef enum ExecRequestType {
         EXEC_REQUEST_CONSOLE = 1, /* answer: int32 0 and one end of a stream socket pair that reads and writes the port */
         EXEC_REQUEST_SOCKETS,   /* answer: int32 0 and the VMM's EXEC_SOCKETS_DIR, where no symbolic link is followed */
         EXEC_REQUEST_VSOCK,     /* answer: int32 0 and a connection to EXEC_VSOCK, which may be for the VMM's uid alone; or a negative errno */
+        EXEC_REQUEST_LIFE,      /* answer: int32 0 and the end of EXEC_FD_LIFE's pipe that hangs up */
 } ExecRequestType;
 
 typedef struct ExecRequest {

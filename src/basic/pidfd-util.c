@@ -157,6 +157,17 @@ int pid_start_time(pid_t pid, uint64_t *ret) {
         return 0;
 }
 
+bool pid_killed(pid_t pid) {
+        _cleanup_free_ char *text = NULL;
+        const char *p;
+
+        if (read_of(pid, "status", &text) < 0)
+                return false;
+        /* Those of a thread alone go when it takes them; these stay. */
+        p = strstr(text, "\nShdPnd:\t");
+        return p && strtoull(p + strlen("\nShdPnd:\t"), NULL, 16) & (1U << (SIGKILL - 1));
+}
+
 bool pid_stopped(pid_t pid) {
         char state[2];
 

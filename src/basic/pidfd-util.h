@@ -33,6 +33,10 @@ int pid_euid(pid_t pid, uid_t *ret);
 /* Start time in clock ticks since boot: field 22 of /proc/PID/stat, see proc_pid_stat(5). */
 int pid_start_time(pid_t pid, uint64_t *ret);
 
+/* SIGKILL has reached it as a whole, so it will be gone in a moment, whatever it does. A signal that an init of a PID namespace has sent to itself
+ * does not count: it does nothing. */
+bool pid_killed(pid_t pid);
+
 /* Stopped by a signal or a debugger */
 bool pid_stopped(pid_t pid);
 

@@ -156,6 +156,10 @@ int helper_open_vsock(sd_event *e, const char *path, uint64_t timeout_usec, help
         return ask(e, path, EXEC_REQUEST_VSOCK, timeout_usec, cb, userdata, ret);
 }
 
+int helper_open_life(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata, HelperCall **ret) {
+        return ask(e, path, EXEC_REQUEST_LIFE, timeout_usec, cb, userdata, ret);
+}
+
 int helper_read_exit(const char *path, int *ret_status) {
         _cleanup_free_ char *text = NULL;
         ExitRecord record;

@@ -38,6 +38,9 @@ int helper_open_sockets(sd_event *e, const char *path, uint64_t timeout_usec, he
 /* The same for a connection to where the VMM listens for those who want to come to its guest's vsock. */
 int helper_open_vsock(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata, HelperCall **ret);
 
+/* The same for a pipe that hangs up when the VMM closes EXEC_FD_LIFE. -EBADMSG: this helper is an older one. */
+int helper_open_life(sd_event *e, const char *path, uint64_t timeout_usec, helper_console_cb cb, void *userdata, HelperCall **ret);
+
 /* The status that the helper wrote to the file: 0, -ENODATA if it wrote none (yet), -EBADMSG if it is not a record. */
 int helper_read_exit(const char *path, int *ret_status);
 

@@ -45,6 +45,8 @@ int run_new(sd_event *event, Systemd *systemd, const RunHandler *handler, void *
 }
 
 static void run_unwatch(Run *r) {
+        r->life_call = helper_call_free(r->life_call);
+        r->life = sd_event_source_disable_unref(r->life);
         r->helper_source = sd_event_source_disable_unref(r->helper_source);
         r->source = sd_event_source_disable_unref(r->source);
         r->timer = sd_event_source_disable_unref(r->timer);
@@ -75,8 +77,12 @@ static char *run_path(const Run *r, const char *file) {
         return strjoinf("%s/%s", r->run_dir, file);
 }
 
-bool run_is_alive(const Run *r) {
+bool run_has_process(const Run *r) {
         return r->pidfd >= 0 && !r->dead && !pidfd_dead(r->pidfd);
+}
+
+bool run_is_alive(const Run *r) {
+        return !r->killed && run_has_process(r);
 }
 
 void run_forget_launch(Run *r) {
@@ -122,7 +128,7 @@ static void run_tell_status(Run *r) {
 static bool helper_may_come(const Run *r) {
         uint64_t now;
 
-        return r->dead && !r->helper_dead && r->helper_pidfd >= 0 && sd_event_now(r->event, CLOCK_MONOTONIC, &now) >= 0 &&
+        return (r->dead || r->killed) && !r->helper_dead && r->helper_pidfd >= 0 && sd_event_now(r->event, CLOCK_MONOTONIC, &now) >= 0 &&
                 now - r->died_usec < HELPER_END_MAX_USEC && !pid_stopped(r->helper_pid);
 }
 
@@ -147,12 +153,49 @@ static void run_died(Run *r) {
         r->dead = true;
         (void) sd_event_now(r->event, CLOCK_MONOTONIC, &r->died_usec);
         r->source = sd_event_source_disable_unref(r->source);
+        r->life_call = helper_call_free(r->life_call);
+        r->life = sd_event_source_disable_unref(r->life);
 
         r->handler->died(r->userdata);
         if (r->helper_dead)
                 run_tell_status(r);
         else if (sd_event_add_time_relative(r->event, &r->timer, CLOCK_MONOTONIC, HELPER_END_USEC, 0, on_helper_late, r) < 0)
                 run_tell_status(r);
+}
+
+/* A hint. Without proof it tells nothing, and the pidfd will tell all. */
+static int on_life_end(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
+        Run *r = userdata;
+
+        r->life = sd_event_source_disable_unref(r->life);
+        r->killed = pid_killed(r->pid) && run_has_process(r);
+        if (!r->killed)
+                return 0;
+        (void) sd_event_now(r->event, CLOCK_MONOTONIC, &r->died_usec);
+        r->handler->killed(r->userdata);
+        return 0;
+}
+
+/* Its end alone is waited for: what a VMM writes there wakes nobody. */
+static void on_life(void *userdata, int error, int fd) {
+        Run *r = userdata;
+
+        r->life_call = helper_call_free(r->life_call);
+        if (error < 0)
+                return;
+        if (sd_event_add_io(r->event, &r->life, fd, 0, on_life_end, r) < 0) {
+                safe_close(fd);
+                return;
+        }
+        (void) sd_event_source_set_io_fd_own(r->life, true);
+        (void) sd_event_source_set_priority(r->life, SD_EVENT_PRIORITY_IMPORTANT);
+}
+
+static void watch_life(Run *r) {
+        _cleanup_free_ char *path = r->handler->killed ? run_path(r, "exec") : NULL;
+
+        if (path)
+                (void) helper_open_life(r->event, path, USEC_INFINITY, on_life, r, &r->life_call);
 }
 
 static int on_vmm_end(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
@@ -198,6 +241,7 @@ int run_set_helper(Run *r, pid_t pid, int pidfd) {
 int run_set_vmm(Run *r, pid_t pid, int pidfd) {
         r->pid = pid;
         r->pidfd = pidfd;
+        watch_life(r);
         return watch_pidfd(r, pidfd, on_vmm_end, &r->source);
 }
 
@@ -238,7 +282,7 @@ static bool slice_is_used(const Run *r) {
 static void run_check_gone(Run *r) {
         if (!r->ending || r->query || r->result_query)
                 return;
-        if (run_is_alive(r)) /* PID 1 forgets a unit whose processes hang */
+        if (run_has_process(r)) /* PID 1 forgets a unit whose processes hang */
                 return;
         if (!r->scope_gone || (r->n_others && *r->n_others > 0))
                 return;
@@ -420,7 +464,7 @@ static int on_ask_timer(sd_event_source *source, uint64_t usec, void *userdata) 
         /* PID 1 hears of the end of the last process by the cgroup, which never tells it of one that was a zombie when it came there. */
         if (!r->scope_gone && !helper_may_come(r)) {
                 systemd_kill_unit(r->systemd, r->scope, SIGKILL);
-                if (!run_is_alive(r)) /* the stop of one that hangs would hold up a start of this daemon */
+                if (!run_has_process(r)) /* the stop of one that hangs would hold up a start of this daemon */
                         systemd_stop_unit(r->systemd, r->scope);
         }
         ask_slice_bare(r);

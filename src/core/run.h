@@ -16,6 +16,7 @@
 typedef struct Run Run;
 
 typedef struct RunHandler {
+        void (*killed)(void *userdata);         /* the VMM is about to end, whatever it does; once, before died, if it is seen. NULL: of no interest */
         void (*died)(void *userdata);           /* the VMM has ended; once */
         void (*status)(void *userdata);         /* exit_known and status are final; after died, or when the helper ended early */
         bool (*awaits)(void *userdata);         /* before status, again and again until false: it will say more in a moment. NULL: never */
@@ -35,14 +36,16 @@ struct Run {
         pid_t helper_pid, pid;
         int helper_pidfd, pidfd;
         uint64_t start_usec;                    /* of the VMM, CLOCK_BOOTTIME; 0: not known */
-        uint64_t died_usec;                     /* CLOCK_MONOTONIC: its end was seen */
-        sd_event_source *helper_source, *source, *timer, *ask_timer, *kill_timer, *hint_timer;
+        uint64_t died_usec;                     /* CLOCK_MONOTONIC: its end, or that it was killed, was seen */
+        HelperCall *life_call;
+        sd_event_source *helper_source, *source, *life, *timer, *ask_timer, *kill_timer, *hint_timer;
         char invocation_id[33];
         char backend[24];                       /* for a daemon whose database has another one */
         uint64_t reboot_until;                  /* CLOCK_MONOTONIC: a reboot is under way, which may take so long; 0: none is */
         bool reboot_pressed;                    /* … and its button was pressed */
         char end_cause[64];                     /* it is about to be killed, and this was the reason; "": it is not */
         bool in_scope;                          /* the scope was started */
+        bool killed;                            /* but its process may be there still: the kernel takes it apart */
         bool dead, helper_dead, status_told, stop_told;
         bool ending;                            /* on its way to gone */
         bool leaves_slice;                      /* which is another run's to wait for */
@@ -74,8 +77,9 @@ int run_set_vmm(Run *r, pid_t pid, int pidfd);
 /* The scope is there: watch it. */
 int run_set_in_scope(Run *r);
 
-/* True while the VMM lives, as far as the kernel says now. */
+/* True while the VMM lives, as far as the kernel says now; while it has a process, which one that was killed may have for a little longer. */
 bool run_is_alive(const Run *r);
+bool run_has_process(const Run *r);
 /* That the process is in the run's scope. 0, -ESRCH (gone), -EXDEV (somewhere else). */
 int run_check_cgroup(const Run *r, pid_t pid);
 

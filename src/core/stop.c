@@ -64,7 +64,7 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *userdata) {
         Stop *s = userdata;
         char why[512];
 
-        if (vm_is_alive(s->vm) && s->phase < PHASE_KILL) {
+        if (run_has_process(s->vm->run) && s->phase < PHASE_KILL) {
                 s->forced = true;
                 stop_phase(s, s->phase + 1);
         } else if (vm_hangs(s->vm, why, sizeof(why)))

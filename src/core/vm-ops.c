@@ -304,7 +304,7 @@ int vm_stop(VM *vm, uid_t caller, uint64_t timeout_usec, bool keep_intent, done_
                 return r;
         if (answer == ANSWER_OK)
                 return restart_cancel(vm, keep_intent);
-        if (answer == ANSWER_TO_STOPPED && !shares_living(vm))
+        if (answer == ANSWER_TO_STOPPED && !vm_has_process(vm))
                 return to_stopped(vm, keep_intent);
         if (answer == ANSWER_CANCEL_START)
                 return start_cancel(vm, CALL_STOP, keep_intent, cb, userdata);
@@ -327,7 +327,7 @@ int vm_kill(VM *vm, uid_t caller, done_cb cb, void *userdata, sd_bus_error *erro
                 return r;
         if (answer == ANSWER_OK)
                 return restart_cancel(vm, false);
-        if (answer == ANSWER_TO_STOPPED && !shares_living(vm))
+        if (answer == ANSWER_TO_STOPPED && !vm_has_process(vm))
                 return to_stopped(vm, false);
         if (answer == ANSWER_CANCEL_START)
                 return start_cancel(vm, CALL_KILL, false, cb, userdata);

@@ -72,6 +72,8 @@ void vm_describe_exit(VM *vm, char *buf, size_t size);
 const char *vm_backend_title(const VM *vm); /* "QEMU" */
 /* What a process that SIGKILL does not end by then does: hang in the kernel. */
 #define VM_KILL_TIMEOUT_USEC (15 * USEC_PER_SEC)
+/* Its VMM, or a virtiofsd, is there still, if only to be taken apart by the kernel. */
+bool vm_has_process(const VM *vm);
 /* Of a VM that was killed: a sentence about the process that lives on, if there is one, its VMM or a virtiofsd */
 bool vm_hangs(const VM *vm, char *buf, size_t size);
 /* The last words of a VMM that failed, to the journal */

@@ -42,15 +42,19 @@ void vm_describe_exit(VM *vm, char *buf, size_t size) {
                 snprintf(buf, size, "%s exited with status %d", vm_backend_title(vm), WEXITSTATUS(r->status));
 }
 
+bool vm_has_process(const VM *vm) {
+        return (vm->run && run_has_process(vm->run)) || shares_living(vm);
+}
+
 bool vm_hangs(const VM *vm, char *buf, size_t size) {
         const Share *share = shares_living(vm);
 
-        if (vm->run && run_is_alive(vm->run))
+        if (vm->run && run_has_process(vm->run))
                 (void) snprintf(buf, size, "%s can't be ended: process %d hangs in the kernel", vm_backend_title(vm), (int) vm->run->pid);
         else if (share)
                 (void) snprintf(buf, size, "%s %s: its %s can't be ended: process %d in %s hangs in the kernel", share_title(share),
                                 share->tag, share_program(share), (int) share->run->pid, share->scope);
-        return share || (vm->run && run_is_alive(vm->run));
+        return vm_has_process(vm);
 }
 
 /* What a death means when nobody asked for it */
@@ -187,14 +191,29 @@ static bool on_awaits(void *userdata) {
                 shares_undecided(vm);
 }
 
+/* Its last event, unread as yet, says why it ended. */
+static void drain(VM *vm) {
+        if (vm->vmm)
+                vm->ops->drain(vm->vmm);
+}
+
+/* Its exit status will tell nothing but that. */
+static void on_killed(void *userdata) {
+        VM *vm = userdata;
+
+        if (start_owns_run(vm)) /* which tells it with the status */
+                return;
+        drain(vm);
+        vm_emit_changed(vm, "LeaderPID", NULL);
+        if (is_live_state(vm->rec.state) && !on_awaits(vm))
+                vm_died_unasked(vm);
+}
+
 static void on_died(void *userdata) {
         VM *vm = userdata;
 
         (void) FAULT_POINT("exit.seen", 0, 0);
-        /* Its last event, unread as yet, says why it ended. */
-        if (vm->vmm)
-                vm->ops->drain(vm->vmm);
-
+        drain(vm);
         if (start_owns_run(vm)) {
                 start_run_died(vm);
                 return;
@@ -296,6 +315,7 @@ static void on_gone(void *userdata) {
 }
 
 static const RunHandler run_handler = {
+        .killed = on_killed,
         .died = on_died,
         .status = on_status,
         .awaits = on_awaits,

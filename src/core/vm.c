@@ -99,7 +99,7 @@ VMCondition vm_get_condition(const VM *vm) {
 }
 
 pid_t vm_leader_pid(const VM *vm) {
-        return vm->run && vm->run->pidfd >= 0 && !vm->run->dead ? vm->run->pid : 0;
+        return vm->run && vm->run->pidfd >= 0 && !vm->run->dead && !vm->run->killed ? vm->run->pid : 0;
 }
 
 void vm_emit_changed(VM *vm, const char *property, ...) {

@@ -121,6 +121,8 @@ static void take_request(Console *c, size_t i) {
         }
         if (n == sizeof(request) && request.type == EXEC_REQUEST_SOCKETS && c->sockets >= 0)
                 answer(client->fd, 0, c->sockets);
+        else if (n == sizeof(request) && request.type == EXEC_REQUEST_LIFE)
+                answer(client->fd, 0, c->life);
         else if (n == sizeof(request) && request.type == EXEC_REQUEST_VSOCK && c->sockets >= 0)
                 answer_vsock(client->fd);
         else if (n != 0)

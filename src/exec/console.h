@@ -16,6 +16,7 @@ typedef struct Console {
         int in, out, err;       /* our ends of the VMM's pipes, non-blocking */
         int listener;
         int sockets;            /* what is answered to EXEC_REQUEST_SOCKETS, or -EBADF */
+        int life;               /* to EXEC_REQUEST_LIFE */
         bool resting;           /* accept() failed for lack of something: pause */
         Ring log, last_output;
         ConsoleClient clients[CONSOLE_CLIENTS_MAX]; /* oldest first */

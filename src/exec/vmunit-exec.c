@@ -30,6 +30,7 @@ typedef struct Vmm {
         int standard_input;     /* not the console, but this; or -EBADF */
         int in, out, err;       /* its ends of the pipes, or of the terminal */
         int sync;               /* the child's end: `go` comes in, an error goes out, execve(2) closes it */
+        int life;               /* becomes EXEC_FD_LIFE */
 } Vmm;
 
 static Walls walls = { .sockets = -EBADF, .tree = -EBADF, .userns = -EBADF };
@@ -82,7 +83,7 @@ static char **read_argv(void) {
 }
 
 /* 0-2 are the pipes, 3… the VMM's own, but for directories, which it knows by their names alone; the one after them is `sync`; nothing else
- * stays. */
+ * stays but EXEC_FD_LIFE, unless the limit of fds is too low for that. */
 static int arrange_fds(Vmm *v) {
         int end = 3 + v->n_fds, sync;
 
@@ -97,7 +98,8 @@ static int arrange_fds(Vmm *v) {
         if (dup3(sync, end, O_CLOEXEC) < 0)
                 return -errno;
         v->sync = end;
-        return close_range((unsigned) end + 1, ~0U, 0) < 0 ? -errno : 0;
+        (void) dup2(v->life, EXEC_FD_LIFE);
+        return close_range((unsigned) end + 1, EXEC_FD_LIFE - 1, 0) < 0 || close_range(EXEC_FD_LIFE + 1, ~0U, 0) < 0 ? -errno : 0;
 }
 
 /* Told to go by a parent that lives still */
@@ -184,6 +186,8 @@ static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
         pid_t pid;
 
         r = make_stderr(c, v);
+        if (r >= 0)
+                r = make_pipe(&c->life, &v->life, 0);
         if (r < 0)
                 fail(r, "pipe");
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sync) < 0)
@@ -203,7 +207,7 @@ static pid_t fork_vmm(Vmm *v, Console *c, int *ret_sync, int *ret_pidfd) {
         *ret_pidfd = pidfd_open_pid(pid);
         if (*ret_pidfd < 0)
                 fail(*ret_pidfd, "pidfd_open");
-        close_many((int[]) { v->in, v->out, v->err, v->sync, EXEC_FD_ARGV }, 5);
+        close_many((int[]) { v->in, v->out, v->err, v->sync, v->life, EXEC_FD_ARGV }, 6);
         for (int fd = EXEC_FD_VMM; fd < v->end_fd; fd++) /* that of a node stays: another device could get its number, while the VMM lives */
                 if (fd < walls.first_shown || (fcntl(fd, F_GETFL) & O_PATH))
                         safe_close(fd);
