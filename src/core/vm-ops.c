@@ -3,7 +3,6 @@
 #include "basic/log.h"
 #include "basic/string-util.h"
 #include "bus/error-names.h"
-#include "core/share.h"
 #include "core/user-limits.h"
 #include "core/vm-private.h"
 

@@ -4,6 +4,7 @@
 """VMMs and their parents that die or hang, in each state of their VM."""
 
 import fcntl
+import glob
 import os
 import sqlite3
 import sys
@@ -49,6 +50,40 @@ def _():
             assert len(usage_of(vm)) == runs + 1
             died = [e for e in manager.events(vm=vm.Id) if e[4] == "vmm-exited"]
             assert len(died) == 1 and died[0][6] == {"exit-code": 0, "exit-signal": 9}, died
+
+
+@test("a VMM that was killed is told of before the kernel is done with it; all else waits until then", timeout=60)
+def _():
+    for call, meanwhile, state in (("start", "Starting", "Running"), ("stop", "Stopping", "Stopped"), ("kill", "Stopping", "Stopped"),
+                                   ("remove", "Removing", None)):   # whose call does not wait for its end
+        with running() as vm:
+            pid = vm.LeaderPID
+            with outlived(pid) as is_gone:
+                os.kill(pid, signal.SIGKILL)
+                vm.wait_state("Error")
+                assert words(vm) == CRASHED and vm.LeaderPID == 0 and not vm.ExitKnown and not is_gone(), vm.properties()
+                assert all(end for _, end in usage_of(vm)) and "exit-signal" not in str(manager.events(vm=vm.Id)[-1])
+                under_way = getattr(vm, call + "_async")()
+                vm.wait_state(meanwhile)
+                assert (not under_way.done or not state) and not is_gone() and vm.LeaderPID == 0
+            assert gather([under_way], 30) == [None], under_way.error
+            if not state:
+                vm.wait_gone()
+            else:
+                assert vm.State == state and len(usage_of(vm)) == 1 + (call == "start")
+                died = [e[6] for e in manager.events(vm=vm.Id) if e[4] == "vmm-exited"]
+                assert died == [{"exit-code": 0, "exit-signal": 9}], died
+
+
+@test("a VMM that closes what says that it dies is not taken for dead; once it is, that is told when it has gone", timeout=60)
+def _():
+    with fake_vmm("lifeless"), running() as vm:
+        pid = vm.LeaderPID
+        with outlived(pid) as is_gone:
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: not glob.glob(f"/proc/{pid}/task/*/fd/*"), what="that it has closed all", poll=0.01)
+            assert words(vm) == ("Running", "") and vm.LeaderPID == pid and not is_gone()
+        assert_crashed(vm, 0, 9)
 
 
 @test("a VMM killed while it starts, at once and when it has begun", timeout=60)

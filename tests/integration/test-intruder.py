@@ -34,8 +34,8 @@ NEEDS = {"module": "sys_module", "module-file": "sys_module", "module-unload": "
          "real-time": "sys_nice", "priority": "sys_nice"}
 CAPS = {"sys_module": 16, "sys_rawio": 17, "sys_nice": 23, "sys_resource": 24, "sys_time": 25, "syslog": 34}
 NO_SUCH_CALL = {"ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"}
-# How many descriptors are given: standard streams, sockets, kernel and disk
-FDS = {"qemu": 6, "firecracker": 7, "cloud-hypervisor": 7, "virtiofsd": 4}
+# How many descriptors are given: standard streams, its life's pipe, sockets, kernel and disk
+FDS = {"qemu": 7, "firecracker": 8, "cloud-hypervisor": 8, "virtiofsd": 5}
 # What a virtiofsd is given, for it is root of a user namespace and shuts itself in: its own processes in /proc, rights that count in its namespace
 # alone; of root's share also the other ids that its namespace has.
 VIRTIOFSD = set("""proc-self proc-environ-of-1 proc-root-of-1 proc-memory proc-mounts proc-keys chroot root root-group capabilities

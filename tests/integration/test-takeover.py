@@ -166,6 +166,26 @@ def _():
                 assert words(vm) == ("Running", "") and vmm_count() == 1
 
 
+@test("a VMM killed before or after the daemon comes back is told of before the kernel is done with it", timeout=90)
+def _():
+    for change, late in ((kill_daemon, True), (stop_and_start_daemon, True), (stop_daemon, False)):
+        with running() as vm:
+            pid = vm.LeaderPID
+            with outlived(pid) as is_gone:
+                change()
+                os.kill(pid, signal.SIGKILL)
+                if not late:
+                    start_daemon()
+                vm.wait_state("Error")
+                wait_for(lambda: vm.LeaderPID == 0, what="that it has none", poll=0.01)
+                assert words(vm) == CRASHED and not vm.ExitKnown and not is_gone(), vm.properties()
+            wait_for(lambda: vm.ExitKnown, 5, "the VMM's exit status")
+            assert (vm.ExitCode, vm.ExitSignal) == (0, 9) and all(end for _, end in usage_of(vm))
+            assert types_of(vm).count("vmm-exited") == 1
+            vm.start()
+            assert words(vm) == ("Running", "") and vmm_count() == 1
+
+
 @test("a guest that panics while the daemon is away, and whose VMM stays: Error, guest-panicked",
       not_on={"qemu": "it ends then", "firecracker": "it has no device that hears of a panic"})
 def _():

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the tests of life cycle, units and crashes share: VMs that go away, deaf guests, VMMs that misbehave."""
 
+import ctypes
 import glob
 import itertools
+import select
 import socket
 import sqlite3
 
 from vmunit_test import *
 
 __all__ = """manager vm_of deaf type_in echoed launcher_stopped fake_vmm configured parent_of vmm_count alive start_time program_of status
-    stopped_process frozen never_its_turn database DATABASE usage_of types_of qmp outside wait_idle times_on words FOR_EVER PATIENCE
+    stopped_process frozen never_its_turn outlived database DATABASE usage_of types_of qmp outside wait_idle times_on words FOR_EVER PATIENCE
     TITLE KEY IN_PLACE RESETS COMM ENDS QUIT TERM SOCKET definitions api_socket api_request cpus_and_memory make_file""".split()
 
 # What differs between the back ends: what messages call them; the name of the process; whether a reboot is done in the same
@@ -194,6 +196,31 @@ def stopped_process(pid):
 
 
 @contextlib.contextmanager
+def outlived(pid):
+    """If PID, the first of a PID namespace, is killed, it closes all that it has, but the kernel is not done with it before the end of the
+    block: another process of the namespace stays a zombie. Gives whether it is done."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    namespace, fd = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY), os.pidfd_open(pid)
+    ready, says = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        if libc.setns(namespace, 0x20000000) == 0 and (os.fork() or os.write(says, b"x")):  # CLONE_NEWPID
+            while True:
+                signal.pause()
+        os._exit(1)
+    os.close(says)
+    os.close(namespace)
+    try:
+        assert os.read(ready, 1) == b"x", "no process in the namespace"
+        yield lambda: bool(select.select([fd], [], [], 0)[0])
+    finally:
+        os.kill(parent, signal.SIGKILL)         # its child becomes PID 1's, which waits for it
+        os.waitpid(parent, 0)
+        os.close(ready)
+        os.close(fd)
+
+
+@contextlib.contextmanager
 def launcher_stopped():
     """A start that begins here hangs until the end of the block."""
     systemctl("start", "vmunit-launch.service")
@@ -345,6 +372,9 @@ elif mode == "gate":            # the real one, when it may
     while not os.path.exists(BASE + "/go"):
         time.sleep(0.005)
     real()
+elif mode == "lifeless":        # the real one, without the fd that says first that it dies
+    os.close(1000)
+    real()
 elif mode == "garbage":
     accept().sendall(b"\xff\x00{[nonsense\r\n")
 elif mode == "endless":
@@ -446,7 +476,7 @@ def speak(answers):
 @contextlib.contextmanager
 def fake_vmm(mode="real", **settings):
     """In the block the VMM is a program of ours. Gives a function that says what the next ones do: real, exit WORDS,
-    signal WORDS, hang, gate (until fake("go")), garbage, endless, closes, no-cont, never-runs."""
+    signal WORDS, hang, gate (until fake("go")), lifeless, garbage, endless, closes, no-cont, never-runs."""
     os.makedirs(FAKE, exist_ok=True)
     with open(FAKE + "/vmm", "w", encoding="utf-8") as f:
         f.write(_VMM % {"base": FAKE, "prelude": _PRELUDE[BACKEND]})

@@ -284,6 +284,14 @@ static void version(const char *self) {
                 pause();
 }
 
+static void close_life(void) {
+        (void) close_range(3, ~0U, 0);
+        (void) kill(getpid(), SIGKILL); /* which does nothing to the first of a PID namespace */
+        say("READY\n");
+        for (;;)
+                pause();
+}
+
 int main(int argc, char *argv[]) {
         volatile int *volatile nowhere = NULL;
         const char *mode = argc > 1 ? argv[1] : "", *value = argc > 2 ? argv[2] : "0";
@@ -310,7 +318,9 @@ int main(int argc, char *argv[]) {
         else if (strcmp(mode, "child") == 0) {
                 leave_child();
                 return 4;
-        } else if (strcmp(mode, "echo") == 0)
+        } else if (strcmp(mode, "close-life") == 0)
+                close_life();
+        else if (strcmp(mode, "echo") == 0)
                 echo();
         else
                 for (say("READY\n");;)

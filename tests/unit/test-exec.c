@@ -300,12 +300,12 @@ static void test_fds(void) {
 
         vm_run(&vm, ARGV((char *) "fds"), (int[]) { api, file, file }, 3);
         ok(dies(vm.pidfd), "the end");
-        ok(log_is("console.log", "0 1 2 3 4 5 end\n"), "just the fds it was given");
+        ok(log_is("console.log", "0 1 2 3 4 5 1000 end\n"), "just the fds it was given, and that of its life");
         vm_free(&vm);
 
         vm_run(&vm, ARGV((char *) "fds"), NULL, 0);
         ok(dies(vm.pidfd), "the end");
-        ok(log_is("console.log", "0 1 2 end\n"), "and none where none were given");
+        ok(log_is("console.log", "0 1 2 1000 end\n"), "and none where none were given");
         vm_free(&vm);
         safe_close(api);
         safe_close(file);
@@ -417,14 +417,39 @@ static void on_console(void *userdata, int error, int fd) {
         *(Opened *) userdata = (Opened) { .done = 1, .error = error, .fd = fd };
 }
 
-static int open_console(void) {
+static int opened_by(typeof(helper_open_console) *f) {
         HelperCall *call;
         Opened o = {};
 
-        must(helper_open_console(loop, bed_path("exec"), PATIENCE, on_console, &o, &call) == 0);
+        must(f(loop, bed_path("exec"), PATIENCE, on_console, &o, &call) == 0);
         run_until(&o.done, 1);
         helper_call_free(call);
         return o.error < 0 ? o.error : o.fd;
+}
+
+static int open_console(void) {
+        return opened_by(helper_open_console);
+}
+
+static bool hangs_up(int fd, int timeout_ms) {
+        struct pollfd p = { .fd = fd };
+
+        return poll(&p, 1, timeout_ms) == 1 && p.revents == POLLHUP;
+}
+
+static void test_life(const char *mode, bool closes) {
+        Vm vm;
+        int fd;
+
+        vm_run(&vm, ARGV((char *) mode), NULL, 0);
+        must(eventually(log_is("console.log", "READY\n")));
+        fd = opened_by(helper_open_life);
+        ok(hangs_up(fd, 0) == closes, "who %s it", closes ? "closes its life's fd is seen to have closed" : "keeps its life's fd keeps");
+        ok(!pid_killed(vm.vmm_pid) && !pidfd_dead(vm.vmm_pidfd), "but not taken for killed, also if it has tried that itself");
+        must(pidfd_kill(vm.pidfd, SIGSTOP) == 0 && pidfd_kill(vm.vmm_pidfd, SIGKILL) == 0); /* so that nobody takes its status away */
+        ok(hangs_up(fd, (int) (PATIENCE / 1000)) && pid_killed(vm.vmm_pid), "one that was killed is");
+        safe_close(fd);
+        vm_free(&vm);
 }
 
 static bool reads(int fd, const char *want) {
@@ -593,16 +618,6 @@ static int open_shares(void) {
         return fd;
 }
 
-static int open_sockets(void) {
-        HelperCall *call;
-        Opened o = {};
-
-        must(helper_open_sockets(loop, bed_path("exec"), PATIENCE, on_console, &o, &call) == 0);
-        run_until(&o.done, 1);
-        helper_call_free(call);
-        return o.error < 0 ? o.error : o.fd;
-}
-
 static bool is_as_before(const char *name) {
         struct stat st;
 
@@ -659,7 +674,7 @@ static void test_sockets(void) {
         vm_fork(&vm);
         vm_go(&vm);
         (void) eventually(log_has("READY\n"));
-        fd = open_sockets();
+        fd = opened_by(helper_open_sockets);
         ok(fd >= 0, "the directory of its sockets %d", MIN(fd, 0));
         (void) snprintf(path, sizeof(path), "/proc/self/fd/%d/api", fd);
         safe_close(unix_connect(path, SOCK_STREAM));
@@ -671,7 +686,7 @@ static void test_sockets(void) {
         vm_free(&vm);
 
         vm_run(&vm, ARGV((char *) "wait"), NULL, 0);
-        is_int(open_sockets(), -EBADMSG, "one that makes none has no directory for them");
+        is_int(opened_by(helper_open_sockets), -EBADMSG, "one that makes none has no directory for them");
         vm_free(&vm);
 }
 
@@ -945,6 +960,8 @@ int main(void) {
         test_status("wait", SIGKILL, "SIGKILL");
         test_status("fault", SIGSEGV, "SIGSEGV");
         test_status("abort", SIGSEGV, "abort(), which shows as SIGSEGV");
+        test_life("wait", false);
+        test_life("close-life", true);
         test_daemon_gone();
         test_garbage_on_control();
         launchers = count_fds(launcher);
