@@ -28,6 +28,7 @@ typedef enum StopPhase { PHASE_BUTTON, PHASE_QUIT, PHASE_KILL } StopPhase;
 struct Stop {
         VM *vm;
         StopPhase phase;
+        bool was_killed;        /* an Error, before it was asked for: it has only to go */
         bool kill;              /* asked for by Kill */
         bool forced;
         bool pressed;           /* the button */
@@ -257,6 +258,7 @@ static void stop_go(Stop *s, uint64_t timeout_usec) {
 int stop_begin(VM *vm, VMCall call, uid_t caller, uint64_t timeout_usec, int intent, done_cb cb, void *userdata) {
         _cleanup_(stop_freep) Stop *s = NULL;
         _cleanup_(job_freep) Job *j = NULL;
+        bool was_killed = vm->rec.state == VM_ERROR && vm->run && vm->run->killed;
         int r;
 
         r = job_new(vm, call, caller, cb, userdata, &j);
@@ -272,6 +274,7 @@ int stop_begin(VM *vm, VMCall call, uid_t caller, uint64_t timeout_usec, int int
         stop_free(vm->stop);
         vm->stop = TAKE_PTR(s);
         vm->stop->kill = call == CALL_KILL;
+        vm->stop->was_killed = was_killed;
         stop_go(vm->stop, timeout_or_default(vm, timeout_usec));
         return 1;
 }
@@ -296,6 +299,8 @@ void stop_share_lost(VM *vm) {
 }
 
 static const char *end_sentence(const VM *vm, VMTransition t) {
+        if (vm->stop->was_killed)
+                return "";
         if (t == TRANSITION_KILLED)
                 return "It was killed";
         if (t == TRANSITION_STOP_FORCED)
@@ -310,7 +315,7 @@ static const char *end_sentence(const VM *vm, VMTransition t) {
 
 void stop_run_gone(VM *vm) {
         Stop *s = vm->stop;
-        VMTransition t = s->kill ? TRANSITION_KILLED : s->forced ? TRANSITION_STOP_FORCED : TRANSITION_STOPPED;
+        VMTransition t = s->was_killed ? TRANSITION_STOPPED : s->kill ? TRANSITION_KILLED : s->forced ? TRANSITION_STOP_FORCED : TRANSITION_STOPPED;
         const char *sentence = end_sentence(vm, t);
         Job *j = vm->job;
 

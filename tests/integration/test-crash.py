@@ -70,7 +70,7 @@ def _():
             if not state:
                 vm.wait_gone()
             else:
-                assert vm.State == state and len(usage_of(vm)) == 1 + (call == "start")
+                assert words(vm) == (state, "stopped" if state == "Stopped" else "") and len(usage_of(vm)) == 1 + (call == "start")
                 died = [e[6] for e in manager.events(vm=vm.Id) if e[4] == "vmm-exited"]
                 assert died == [{"exit-code": 0, "exit-signal": 9}], died
 
