@@ -465,7 +465,7 @@ static int on_again(sd_event_source *source, uint64_t usec, void *userdata);
 
 static void look_again(Peers *peers) {
         if (!peers->again &&
-            sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->again, CLOCK_MONOTONIC, LOOK_AGAIN_USEC, 0, on_again, peers) < 0)
+            sd_event_add_time_relative(sd_bus_get_event(peers->bus), &peers->again, CLOCK_MONOTONIC, LOOK_AGAIN_USEC, USEC_PER_MSEC, on_again, peers) < 0)
                 log_oom();
 }
 

@@ -494,7 +494,7 @@ static int send_in_turn(SystemdCall *c) {
                 return 0;
         r = sd_event_add_time_relative(e, &c->timer, CLOCK_MONOTONIC, JOB_TIMEOUT_USEC, 0, on_job_timeout, c);
         if (r >= 0)
-                r = sd_event_add_time_relative(e, &c->turn, CLOCK_MONOTONIC, TURN_USEC, 0, on_turn_timeout, c);
+                r = sd_event_add_time_relative(e, &c->turn, CLOCK_MONOTONIC, TURN_USEC, USEC_PER_MSEC, on_turn_timeout, c);
         if (r < 0)
                 return r;
         c->has_turn = true;
