@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <dirent.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +19,8 @@
 /* How long to wait for its socket, or for its guest to run: an eighth of the time that has gone by, within these bounds */
 #define WAIT_MIN_USEC (USEC_PER_MSEC / 2)
 #define WAIT_MAX_USEC (500 * USEC_PER_MSEC)
+/* One that has not made its guest's CPUs by then is asked all the same. */
+#define BUILD_MAX_USEC (2 * USEC_PER_SEC)
 /* A guest's reset while a request is under way, whoever's, makes it hang for good. So it is looked at when it is silent for so long, and
  * again; */
 #define MUTE_USEC (100 * USEC_PER_MSEC)
@@ -256,6 +259,18 @@ static void on_state(void *userdata, int error, unsigned status, const char *bod
                 failed(f, error);
 }
 
+/* A question that comes before it has made its CPUs hides why it can't: its API's thread would panic, and end it in the middle of its
+ * words. The links of a task directory are two and its threads, of which there are two before. */
+static bool is_built(const Firecracker *f) {
+        char path[32];
+        struct stat st;
+
+        if (!f->boot || f->vmm.pid <= 0 || now(f) - f->began_usec > BUILD_MAX_USEC)
+                return true;
+        (void) snprintf(path, sizeof(path), "/proc/%d/task", (int) f->vmm.pid);
+        return stat(path, &st) < 0 || st.st_nlink > 4;
+}
+
 /* One question at a time */
 static void ask_state(Firecracker *f) {
         int r;
@@ -263,7 +278,7 @@ static void ask_state(Firecracker *f) {
         if (f->asking || f->vmm.freed || (f->vmm.connected && is_quiet(f)))
                 return;
         /* To look for the socket costs less than to try it. */
-        if (!f->vmm.connected && access(f->socket, F_OK) < 0)
+        if (!f->vmm.connected && (access(f->socket, F_OK) < 0 || !is_built(f)))
                 r = ask_later(f);
         else {
                 r = request(f, "GET", "/", NULL, VMM_TIMEOUT_USEC, on_state, f);

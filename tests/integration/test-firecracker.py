@@ -108,6 +108,19 @@ def _():
             assert (vm.ExitCode, vm.ExitSignal) == (0, 0)
 
 
+@test("what it can't run it says the reason of itself, which is in the start's error", timeout=60)
+def _():
+    with open(tiny_definition()["boot"]["kernel"], "rb") as f:
+        head = f.read(64)
+    make_file("/tmp/bad-kernel", mode=0o644, text=head[:32] + b"\xff" * 32 + bytes(4096))
+    with vm_of(tiny_definition(boot={"kernel": "/tmp/bad-kernel"})) as vm:
+        for _ in range(10):
+            start = vm.start_async()
+            gather([start])
+            assert start.error.short == "BackendFailed" and "ernel" in start.error.message, start.error
+            assert "RecvError" not in vm.last_output() and (vm.ExitCode, vm.ExitSignal) == (1, 0), (vm.ExitCode, vm.last_output())
+
+
 @contextlib.contextmanager
 def asked_all_the_time(vm):
     """By clients of vmunitd, and straight at its API, which makes Firecracker hang when its guest ends."""

@@ -350,7 +350,7 @@ def configured(**settings):
 
 # Python, for it speaks. What it does is told by a file, since a VMM gets no environment.
 _VMM = r"""#!/usr/bin/python3 -I
-import ctypes, json, os, signal, socket, sys, time
+import ctypes, json, os, signal, socket, sys, threading, time
 BASE = "%(base)s"
 %(prelude)s
 with open(BASE + "/mode") as f:
@@ -455,6 +455,8 @@ def accept():
     global listener
     if not listener:
         listener = socket.socket(socket.AF_UNIX)
+        for _ in range(2):      # as many threads as it has at least before it is asked anything
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
         listener.bind(sys.argv[sys.argv.index("--api-sock") + 1])
         listener.listen()
     return listener.accept()[0]
