@@ -12,16 +12,6 @@
 #include "basic/user-util.h"
 #include "launch/launch.h"
 
-/* For good: who is an owner already has no rights to become another. */
-static int become_owner(uid_t uid) {
-        int k = getuid() == uid ? 0 : become_user(uid);
-
-        /* That one does not see into it, whatever fs.suid_dumpable says. */
-        (void) prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-        (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* which the change of ids has cleared */
-        return k;
-}
-
 static int open_request(const Request *r, struct stat *ret_st) {
         const OpenRequest *q = (const OpenRequest *) r->header;
         size_t room = r->size - MIN(r->size, sizeof(*q)), length;
@@ -38,9 +28,11 @@ static int open_request(const Request *r, struct stat *ret_st) {
         if (length + 1 != room || q->path[0] != '/')
                 return -EINVAL;
 
-        k = become_owner(q->uid);
+        k = become_user(q->uid);
         if (k < 0)
                 return k;
+        /* A change of ids has cleared it. */
+        (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
         fd = open_checked(q->path, q->flags & LAUNCH_OPEN_WRITE, q->flags & LAUNCH_OPEN_DIRECTORY, ret_st);
         k = fd >= 0 && (q->flags & LAUNCH_OPEN_LOCK) ? lock_image(fd, q->flags & LAUNCH_OPEN_WRITE) : 0;
         if (k < 0)

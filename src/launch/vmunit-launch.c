@@ -24,28 +24,22 @@
 #define WAITING_MAX 128U /* of an owner, behind some that may hang */
 #define TICK_MSEC 200   /* while some wait */
 #define OPEN_SEC 20     /* what an open may take at most; who asks waits for less */
-#define IDLE_MAX 4U     /* openers that wait for another file of their owner */
-#define OPENER_SEC 1    /* … from their beginning on, for the owner's groups are looked up but then; and not when nothing comes for a tick */
-enum { TO_CLIENT = 3, TO_LAUNCHER }; /* a child's fds; not an opener's: what came with the request */
 
 typedef struct Connection {
         struct Connection *next;
-        int fd;                 /* -EBADF: closed, the child is still to be reaped, or is an opener that waits */
-        int opener;             /* to who opens files of this owner, or -EBADF */
-        size_t slot, opener_slot; /* where they are polled */
-        uint32_t type;          /* 0: no request yet, or no more */
+        int fd;                 /* -EBADF: closed, the child is still to be reaped */
+        size_t slot;            /* where it is polled; 0: nowhere */
+        uint32_t type;          /* 0: no request yet */
         bool waits;             /* its request stays in the socket until its owner's turn has come */
         uid_t uid;              /* of OPEN */
         pid_t child;
         time_t since;           /* CLOCK_MONOTONIC: the request, or when the client has left */
-        time_t born;            /* the opener */
 } Connection;
 
 typedef struct Launcher {
         int signals;
         bool resting;           /* accept() failed for lack of something: pause */
         time_t looked;          /* when those who wait were last looked at */
-        bool quiet;             /* nothing has come for a tick */
         size_t n_open;
         Connection *connections;
         Config *config;
@@ -86,7 +80,6 @@ static void connection_free(Launcher *l, Connection *c) {
         if (c->type == LAUNCH_OPEN)
                 wake_next(l, c->uid);
         connection_close(l, c);
-        safe_close(c->opener);
         free(c);
 }
 
@@ -98,36 +91,8 @@ static bool connection_reap(Launcher *l, Connection *c) {
         return true;
 }
 
-static bool opener_waits(const Connection *c) {
-        return c->opener >= 0 && c->fd < 0;
-}
-
-/* Its owner may have stopped it, so that it would not see that nobody wants it. */
-static void opener_dismiss(Connection *c) {
-        (void) kill(c->child, SIGKILL);
-        c->opener = safe_close(c->opener);
-}
-
-/* Whether the opener has answered, and is free for another file. */
-static bool opener_rests(Launcher *l, Connection *c) {
-        char said;
-        ssize_t n = recv(c->opener, &said, sizeof(said), MSG_DONTWAIT);
-
-        if (n == 0)
-                c->opener = safe_close(c->opener);
-        if (n <= 0)
-                return false;
-        c->type = 0;
-        connection_close(l, c);
-        wake_next(l, c->uid);
-        return true;
-}
-
 /* The client has left. */
 static void connection_hangup(Launcher *l, Connection *c) {
-        if (c->opener >= 0 && opener_rests(l, c))
-                return;
-        c->opener = safe_close(c->opener);
         if (c->child > 0 && c->type != LAUNCH_START && (c->type != LAUNCH_PROBE || kill(-c->child, SIGKILL) < 0))
                 (void) kill(c->child, SIGKILL);
         connection_close(l, c);
@@ -137,36 +102,13 @@ static void connection_hangup(Launcher *l, Connection *c) {
 /* A program that is asked for its version may have started others: all of it goes with us. */
 static void run_probe(Launcher *l, Request *r) {
         (void) setpgid(0, 0);
-        probe_run(TO_CLIENT, r, l->config);
+        probe_run(3, r, l->config);
         if (getpgrp() == getpid())
                 (void) kill(0, SIGKILL);
 }
 
-static _Alignas(8) char buffer[LAUNCH_MESSAGE_MAX]; /* the request */
-
-static bool next_request(int *ret_client, Request *ret) {
-        struct pollfd p = { .fd = TO_LAUNCHER, .events = POLLIN };
-        size_t n_fds = 1;
-        ssize_t n = poll(&p, 1, -1) == 1 ? recv_with_fds(TO_LAUNCHER, buffer, sizeof(buffer), ret_client, &n_fds) : 0;
-
-        *ret = (Request) { .header = (LaunchHeader *) buffer, .size = (size_t) MAX(n, 0) };
-        return n > 0 && n_fds == 1;
-}
-
-/* Who has become the owner may open what that one wants next. It says that it is free when nothing of the last file is left that could make it wait. */
-static void run_opener(Request *r, uid_t uid) {
-        int client = TO_CLIENT;
-
-        do {
-                (void) alarm(OPEN_SEC);
-                open_run(client, r);
-                (void) alarm(0);
-                safe_close(client);
-        } while (getuid() == uid && write(TO_LAUNCHER, "", 1) == 1 && next_request(&client, r));
-}
-
-static void run_worker(Launcher *l, Connection *c, Request *r, int opener, pid_t parent) {
-        int fds[] = { c->fd, r->n_fds > 0 && opener < 0 ? r->fds[0] : opener };
+static void run_worker(Launcher *l, Connection *c, Request *r, pid_t parent) {
+        int fds[2] = { c->fd, r->n_fds > 0 ? r->fds[0] : -EBADF };
 
         (void) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
         if (getppid() != parent)
@@ -174,59 +116,32 @@ static void run_worker(Launcher *l, Connection *c, Request *r, int opener, pid_t
         reset_signals();
 
         /* Whoever waits for the end of another connection must not wait for this. */
-        if (place_fds(fds, fds[1] >= 0 ? 2 : 1) < 0)
+        if (place_fds(fds, r->n_fds > 0 ? 2 : 1) < 0)
                 return;
-        r->fds = (const int[]) { TO_LAUNCHER };
-        if (c->type == LAUNCH_OPEN)
-                run_opener(r, c->uid);
-        else if (c->type == LAUNCH_PROBE)
+        r->fds = (const int[]) { 4 };
+        if (c->type == LAUNCH_OPEN) {
+                (void) alarm(OPEN_SEC);
+                open_run(3, r);
+        } else if (c->type == LAUNCH_PROBE)
                 run_probe(l, r);
         else if (c->type == LAUNCH_VSOCK)
-                vsock_run(TO_CLIENT, r);
+                vsock_run(3, r);
         else
-                loop_run(TO_CLIENT, r);
+                loop_run(3, r);
 }
 
 static int fork_worker(Launcher *l, Connection *c, Request *r) {
-        _cleanup_close_ int opener = -EBADF;
         pid_t self = getpid(), pid;
-        int pair[2];
 
-        if (c->type == LAUNCH_OPEN) {
-                if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-                        return -errno;
-                c->opener = pair[0];
-                opener = pair[1];
-        }
         pid = fork();
         if (pid < 0)
                 return -errno;
         if (pid == 0) {
-                run_worker(l, c, r, opener, self);
+                run_worker(l, c, r, self);
                 _exit(EXIT_SUCCESS);
         }
         c->child = pid;
-        c->born = c->since;
         return 0;
-}
-
-/* To an opener of this owner that waits, if there is one: then it has the connection, and c is gone. */
-static bool hand_on(Launcher *l, Connection *c, const Request *r) {
-        if (r->n_fds > 0 || r->refused < 0)
-                return false;
-        for (Connection *o = l->connections; o; o = o->next) {
-                if (!opener_waits(o) || o->uid != c->uid)
-                        continue;
-                if (send_with_fds(o->opener, r->header, r->size, &c->fd, 1) >= 0) {
-                        o->fd = TAKE_FD(c->fd);
-                        o->type = LAUNCH_OPEN;
-                        o->since = now_sec();
-                        connection_free(l, c);
-                        return true;
-                }
-                opener_dismiss(o); /* most likely somebody killed it */
-        }
-        return false;
 }
 
 /* Whether another file of this owner may be opened: -EAGAIN later, -EBUSY not at all. Not more than OPENS_MAX of its opens are ever
@@ -258,7 +173,6 @@ static int ask_turn(Launcher *l, Connection *c) {
         return may_open(l, c->uid);
 }
 
-/* If it gives 0, c may be gone. */
 static int dispatch(Launcher *l, Connection *c, Request *r) {
         const LaunchHeader *h = r->header;
         pid_t pid;
@@ -266,8 +180,6 @@ static int dispatch(Launcher *l, Connection *c, Request *r) {
         if (r->size < sizeof(*h) || h->magic != LAUNCH_MAGIC || h->size != r->size || h->reserved != 0)
                 return -EBADMSG;
 
-        if (h->type == LAUNCH_OPEN && hand_on(l, c, r))
-                return 0;
         c->type = h->type;
         c->since = now_sec();
         switch (h->type) {
@@ -290,6 +202,7 @@ static int dispatch(Launcher *l, Connection *c, Request *r) {
 }
 
 static void connection_request(Launcher *l, Connection *c) {
+        static _Alignas(8) char buffer[LAUNCH_MESSAGE_MAX];
         int fds[SCM_FDS_MAX], r, turn = ask_turn(l, c);
         size_t n_fds = SCM_FDS_MAX;
         ssize_t n;
@@ -331,7 +244,7 @@ static void accept_connection(Launcher *l) {
         c = new(Connection, 1);
         if (!c)
                 return;
-        *c = (Connection) { .next = l->connections, .fd = TAKE_FD(fd), .opener = -EBADF };
+        *c = (Connection) { .next = l->connections, .fd = TAKE_FD(fd) };
         l->connections = c;
         l->n_open++;
 }
@@ -365,48 +278,29 @@ static void look_again(Launcher *l) {
         l->looked = now;
 }
 
-/* Those that have waited for long enough, or are too many, the oldest first; gives whether some stay. */
-static bool dismiss_openers(Launcher *l) {
-        time_t now = now_sec();
-        size_t n = 0;
-
-        for (Connection *c = l->connections; c; c = c->next)
-                if (opener_waits(c) && (l->quiet || n >= IDLE_MAX || now - c->born > OPENER_SEC))
-                        opener_dismiss(c);
-                else
-                        n += opener_waits(c);
-        return n > 0;
-}
-
-enum { POLL_NOTHING, POLL_SIGNALS, POLL_LISTENER, POLL_CONNECTIONS };
+enum { POLL_SIGNALS, POLL_LISTENER, POLL_CONNECTIONS };
 
 static void run_once(Launcher *l) {
-        static struct pollfd p[POLL_CONNECTIONS + 2 * CONNECTIONS_MAX + IDLE_MAX] = { [POLL_NOTHING] = { .fd = -EBADF } };
-        bool deaf = l->resting || l->n_open >= CONNECTIONS_MAX, waiting = dismiss_openers(l);
+        static struct pollfd p[POLL_CONNECTIONS + CONNECTIONS_MAX];
+        bool deaf = l->resting || l->n_open >= CONNECTIONS_MAX, waiting = false;
         size_t n = POLL_CONNECTIONS;
-        int k;
 
         p[POLL_SIGNALS] = (struct pollfd) { .fd = l->signals, .events = POLLIN };
         p[POLL_LISTENER] = (struct pollfd) { .fd = deaf ? -1 : LISTEN_FD, .events = POLLIN };
         for (Connection *c = l->connections; c; c = c->next) {
-                c->slot = c->fd < 0 ? POLL_NOTHING : n++;
-                p[c->slot] = (struct pollfd) { .fd = c->fd, .events = c->waits ? 0 : POLLIN };
-                c->opener_slot = c->opener < 0 ? POLL_NOTHING : n++;
-                p[c->opener_slot] = (struct pollfd) { .fd = c->opener, .events = POLLIN };
+                c->slot = c->fd < 0 ? 0 : n++;
+                if (c->slot > 0)
+                        p[c->slot] = (struct pollfd) { .fd = c->fd, .events = c->waits ? 0 : POLLIN };
                 waiting |= c->waits;
         }
 
-        k = poll(p, n, l->resting || waiting ? TICK_MSEC : -1);
-        if (k < 0)
+        if (poll(p, n, l->resting || waiting ? TICK_MSEC : -1) < 0)
                 return;
         l->resting = false;
-        l->quiet = k == 0;
 
         for (Connection *c = l->connections, *next; c; c = next) {
                 next = c->next;
-                if (p[c->opener_slot].revents)
-                        (void) opener_rests(l, c);
-                if (c->fd < 0 || !p[c->slot].revents)
+                if (c->slot == 0 || !p[c->slot].revents)
                         continue;
                 if (c->type == 0 && !c->waits)
                         connection_request(l, c);

@@ -3,7 +3,6 @@
 #include <linux/loop.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
-#include <sys/ptrace.h>
 #include <sys/sysmacros.h>
 
 #include "launch-bed.h"
@@ -297,123 +296,6 @@ static void test_many(void) {
         is_int(n_refused, 0, "256 opens at once: none is refused");
 }
 
-#define OTHER 65534U
-
-/* The first of the launcher's children, or 0 */
-static pid_t opener_pid(void) {
-        char path[64], *text = NULL;
-        pid_t pid;
-
-        (void) snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int) launcher, (int) launcher);
-        must(read_file_all(path, 4096, &text, NULL) == 0);
-        pid = atoi(text);
-        free(text);
-        return pid;
-}
-
-static int open_and_close(const char *name, uid_t uid) {
-        Got g;
-        int r = try_open_as(bed_path(name), uid, 0, &g);
-
-        safe_close(g.fd);
-        return r;
-}
-
-/* Who opens a file for this owner, as the kernel tells it of the answer */
-static pid_t who_opens(uid_t uid) {
-        union { OpenRequest q; char bytes[sizeof(OpenRequest) + 256]; } u = { .q = { .uid = uid } };
-        union { struct cmsghdr first; char bytes[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int))]; } control;
-        static OpenReply reply;
-        struct iovec iov = { &reply, sizeof(reply) };
-        struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
-        struct ucred cred = {};
-        int sock = unix_connect(bed_socket, SOCK_SEQPACKET), fd = -EBADF;
-
-        strcpy(u.q.path, bed_path("open"));
-        u.q.header = (LaunchHeader) { LAUNCH_MAGIC, LAUNCH_OPEN, (uint32_t) (sizeof(OpenRequest) + strlen(u.q.path) + 1), 0 };
-        must(sock >= 0 && setsockopt(sock, SOL_SOCKET, SO_PASSCRED, &(int) { 1 }, sizeof(int)) == 0 &&
-             send_with_fds(sock, &u, u.q.header.size, NULL, 0) == 0 && dies(sock) && recvmsg(sock, &mh, MSG_CMSG_CLOEXEC) == sizeof(reply));
-        for (struct cmsghdr *c = CMSG_FIRSTHDR(&mh); c; c = CMSG_NXTHDR(&mh, c))
-                if (c->cmsg_type == SCM_CREDENTIALS)
-                        memcpy(&cred, CMSG_DATA(c), sizeof(cred));
-                else
-                        memcpy(&fd, CMSG_DATA(c), sizeof(fd));
-        must(reply.error == 0 && fd >= 0 && cred.pid > 0 && cred.uid == uid);
-        safe_close(fd);
-        safe_close(sock);
-        return cred.pid;
-}
-
-/* Most often it has one who waits for another file by then, which lasts for a moment. */
-static pid_t waiting_opener(uid_t uid) {
-        (void) eventually(opener_pid() == 0);
-        return who_opens(uid);
-}
-
-static void test_openers(void) {
-        pid_t first;
-
-        ok(eventually(who_opens(OTHER) == who_opens(OTHER)), "an owner's next file is opened by who has opened the one before");
-        ok(eventually(who_opens(0) == who_opens(0)), "root's, too");
-        first = who_opens(OTHER);
-        ok(eventually(who_opens(OTHER) != first), "not for ever, though nobody rests");
-        ok(who_opens(0) != who_opens(OTHER), "but nobody for two owners");
-        ok(eventually(opener_pid() == 0), "where nothing is asked for, nobody waits");
-        for (unsigned i = 0; i < 20; i++) {
-                is_int(open_and_close("open", OTHER), 0, "owners in turn: what one may open");
-                is_int(open_and_close("secret", 0), 0, "… what the other");
-                is_int(open_and_close("secret", OTHER), -EACCES, "… and that one not");
-                is_int(open_and_close("open", 3999999999U), -ESRCH, "… and nobody");
-        }
-}
-
-static int seize(pid_t pid) {
-        int status;
-        pid_t child = fork();
-
-        must(child >= 0);
-        if (child == 0) {
-                if (setresgid(OTHER, OTHER, OTHER) < 0 || setresuid(OTHER, OTHER, OTHER) < 0)
-                        _exit(255);
-                _exit(ptrace(PTRACE_SEIZE, pid, NULL, NULL) < 0 ? errno : 0);
-        }
-        must(waitpid(child, &status, 0) == child);
-        return WEXITSTATUS(status);
-}
-
-/* What an owner does to one that waits, which has its uid by then. */
-static void test_openers_owner(void) {
-        Got g = { .fd = -EBADF };
-        int pidfd, seized;
-        pid_t pid;
-
-        ok(eventually((seized = seize(waiting_opener(OTHER))) != ESRCH) && seized == EPERM, "an owner does not see into who opens the files");
-
-        pid = waiting_opener(OTHER);
-        must(kill(launcher, SIGSTOP) == 0);
-        pidfd = pidfd_open_pid(pid);
-        if (pidfd >= 0)
-                must(kill(pid, SIGKILL) == 0 && dies(pidfd));
-        safe_close(pidfd);
-        must(launch_open(loop, bed_path("open"), OTHER, 0, PATIENCE, on_open, &g, &g.call) == 0 && kill(launcher, SIGCONT) == 0);
-        run_until(&g.done, 1);
-        is_int(g.error, 0, "one that was killed is not missed");
-        launch_call_free(g.call);
-        safe_close(g.fd);
-
-        pid = waiting_opener(OTHER);
-        ok(kill(pid, SIGSTOP) < 0 || eventually(kill(pid, 0) < 0), "one that was stopped goes as all do");
-
-        pid = waiting_opener(OTHER);
-        (void) kill(pid, SIGSTOP);
-        g = (Got) { .fd = -EBADF };
-        must(launch_open(loop, bed_path("open"), OTHER, 0, PATIENCE, on_open, &g, &g.call) == 0);
-        is_int(open_and_close("open", OTHER), 0, "one that hangs does not hold up the next file");
-        launch_call_free(g.call);
-        safe_close(g.fd);
-        ok(eventually(kill(pid, 0) < 0), "it goes when its client does");
-}
-
 static void test_hang(void) {
         Got g;
         pid_t pid = start_hanging(&g);
@@ -679,8 +561,6 @@ int main(void) {
         test_vsock();
         test_loop();
         test_many();
-        test_openers();
-        test_openers_owner();
         test_hang();
         (void) try_open_as(bed_path("warm"), 0, 0, &g);
         safe_close(g.fd);
