@@ -16,7 +16,8 @@
 /* Firecracker tells nothing by itself but its counters: what it does is what it was asked for last, and its end is its exit status. */
 
 #define COUNTERS_MAX (64U * VMM_DISK_COUNTERS)
-/* How long to wait for its socket, or for its guest to run: a fifth of the time that has gone by, within these bounds. No guest runs before the first. */
+/* How long to wait for its socket, or for its guest to run: a fifth of the time that has gone by, within these bounds. None runs before the first
+ * of them. */
 #define WAIT_FIRST_USEC (3 * USEC_PER_MSEC)
 #define WAIT_MIN_USEC (USEC_PER_MSEC / 2)
 #define WAIT_MAX_USEC (500 * USEC_PER_MSEC)
@@ -200,9 +201,9 @@ static int on_wait(sd_event_source *source, uint64_t usec, void *userdata) {
 static int ask_later(Firecracker *f) {
         uint64_t gone = now(f) - f->began_usec, delay = gone < WAIT_FIRST_USEC ? WAIT_FIRST_USEC - gone : gone / 5;
 
+        delay = MAX(delay, WAIT_MIN_USEC);
         f->wait = sd_event_source_disable_unref(f->wait);
-        return sd_event_add_time_relative(f->event, &f->wait, CLOCK_MONOTONIC, MIN(MAX(delay, WAIT_MIN_USEC), WAIT_MAX_USEC), WAIT_MIN_USEC / 4,
-                                          on_wait, f);
+        return sd_event_add_time_relative(f->event, &f->wait, CLOCK_MONOTONIC, MIN(delay, WAIT_MAX_USEC), WAIT_MIN_USEC / 4, on_wait, f);
 }
 
 /* Before the first answer there is no connection; afterwards, none that could be lost. */
