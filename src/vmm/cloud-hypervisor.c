@@ -10,8 +10,9 @@
 /* Both wait for all of the VM's devices, also for a vhost-user one that Cloud Hypervisor itself gives a minute. */
 #define BOOT_TIMEOUT_USEC (90 * USEC_PER_SEC)
 /* A state that was asked for is asked for again, this often, when an event may have come between. */
-#define HALF_CLOSE_VERSION "53"
 #define STALE_MAX 4U
+/* From here on the end of one direction of a vsock's stream is not that of both. */
+#define HALF_CLOSE_VERSION "53"
 
 typedef enum Op { OP_CREATE, OP_BOOT, OP_PAUSE, OP_RESUME, OP_POWER_BUTTON, OP_RESET, OP_QUIT, OP_COUNTERS, OP_INFO } Op;
 
