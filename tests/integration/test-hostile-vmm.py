@@ -439,7 +439,8 @@ def _():
         with contextlib.suppress(BusError):
             vm.stats()
         vm.wait_state("Error")
-        assert (vm.StateReason, vm.pid) == ("vmm-failed", 0) and not os.path.exists(f"/proc/{pid}")
+        assert (vm.StateReason, vm.pid) == ("vmm-failed", 0)
+        wait_exit(pid)
         assert all(u[4] for u in manager.usage() if u[0] == vm.Id)
 
 

@@ -224,7 +224,8 @@ def _():
             pid = vm.LeaderPID
             type_in(vm, b"p")
             vm.wait_state("Error")
-            assert words(vm) == ("Error", "guest-panicked") and not alive(pid) and vm.LeaderPID == 0
+            assert words(vm) == ("Error", "guest-panicked") and vm.LeaderPID == 0
+            wait_for(lambda pid=pid: not alive(pid), 5, "the VMM's end", poll=0.01)
             assert vm.StateMessage
             assert [s[:2] for s in vm.states(mark)][2:] == [("Error", "guest-panicked")], vm.states(mark)
             assert all(end for _, end in usage_of(vm))
