@@ -179,7 +179,7 @@ def _():
     os.makedirs(os.path.dirname(quick), exist_ok=True)
     try:
         with away():
-            put(PROGRAM, f"[ -e {quick} ] || sleep 60; echo Firecracker v1.12.1")
+            put(PROGRAM, f"[ -e {quick} ] || exec tail -f /dev/null; echo Firecracker v1.12.1")
             wait_for(lambda: "--version" in info()["Reason"], what="that it says nothing", timeout=30)
             with open(quick, "w", encoding="ascii"):
                 pass
