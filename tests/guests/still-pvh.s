@@ -4,12 +4,6 @@
 
         .equ    COM1, 0x3f8
 
-        .section .note.pvh, "a", @note
-        .align  4
-        .long   4, 4, 18                        # XEN_ELFNOTE_PHYS32_ENTRY
-        .asciz  "Xen"
-        .long   start
-
         .text
         .code32
         .globl  start

@@ -37,12 +37,6 @@
         .equ    KBD, 0x60                       # keyboard controller: data; +4: status (bit 0: data is there), commands
         .equ    KBD_DELETE, 0x71                # the last byte of Ctrl-Alt-Del (14 11 e0 71, scan code set 2)
 
-        .section .note.pvh, "a", @note
-        .align  4
-        .long   4, 4, 18                        # XEN_ELFNOTE_PHYS32_ENTRY
-        .asciz  "Xen"
-        .long   start
-
         .macro  outb value, port
         mov     $\value, %al
         out     %al, $\port

@@ -15,12 +15,6 @@
         .equ    MSR_EFER, 0xc0000080
         .equ    PAGE, 0x83                      # present, writable, 2 MiB
 
-        .section .note.pvh, "a", @note
-        .align  4
-        .long   4, 4, 18                        # XEN_ELFNOTE_PHYS32_ENTRY
-        .asciz  "Xen"
-        .long   start
-
         .text
         .code32
         .globl  start
